@@ -15,6 +15,7 @@ CORE = [
     "numpy>=1.26",
     "scipy>=1.13",
     "omegaconf>=2.3",
+    "pyyaml>=6.0",
     "fvcore>=0.1.5.post20221221",
     "submitit>=1.5",
     "pydicom>=3.0",

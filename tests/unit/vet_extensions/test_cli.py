@@ -1,0 +1,158 @@
+"""The command line: what each verb hands to its room, and what a user sees when something is wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from vet_extensions import cli
+from vet_extensions.errors import UserError
+
+VERBS = ("phantom", "intake", "check", "train", "evaluate", "export", "demo", "version")
+
+
+class Calls(dict[str, Any]):
+    """A stand-in for a room's function that keeps what it was called with."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> str:
+        self.update(kwargs, args=args)
+        return "the room's summary"
+
+
+def put_module(monkeypatch: pytest.MonkeyPatch, name: str, **attributes: Any) -> None:
+    """Let `import name` find a module with these attributes, and nothing else of it."""
+    module = ModuleType(name)
+    vars(module).update(attributes)
+    monkeypatch.setitem(sys.modules, name, module)
+    parent, _, child = name.rpartition(".")
+    if parent not in sys.modules:
+        put_module(monkeypatch, parent, __path__=[])
+    monkeypatch.setattr(sys.modules[parent], child, module, raising=False)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+def failing_demo(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def run_demo(*_: Any, **__: Any) -> None:
+        raise error
+
+    put_module(monkeypatch, "vet_extensions.demo", run_demo=run_demo)
+
+
+def test_help_and_version_load_neither_torch_nor_a_room() -> None:
+    code = """
+import sys
+from typer.testing import CliRunner
+from vet_extensions.cli import app
+assert CliRunner().invoke(app, ["--help"]).exit_code == 0
+assert CliRunner().invoke(app, ["version"]).exit_code == 0
+heavy = {"torch", "numpy", "pydicom", "pyarrow", "sklearn", "matplotlib", "dinov2", "omegaconf"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb: str) -> None:
+    result = run(verb, "--help")
+    assert result.exit_code == 0
+    assert f"Example: vetdino {verb}" in result.output
+
+
+def test_help_lists_every_verb() -> None:
+    listed = run("--help").output
+    assert not [verb for verb in VERBS if verb not in listed]
+
+
+def test_a_users_mistake_is_one_sentence_and_exit_code_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_demo(monkeypatch, UserError("The folder holds a different run. Choose another."))
+    result = run("demo")
+    assert result.exit_code == 2
+    assert result.stderr == "error: The folder holds a different run. Choose another.\n"
+
+
+def test_a_mistake_found_by_the_core_is_a_sentence_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dinov2.utils.errors import UserError as CoreError
+
+    failing_demo(monkeypatch, CoreError("Unknown key 'optim.base_lrr'."))
+    result = run("demo")
+    assert (result.exit_code, result.stderr) == (2, "error: Unknown key 'optim.base_lrr'.\n")
+
+
+def test_debug_shows_the_traceback_of_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_demo(monkeypatch, UserError("no such folder"))
+    result = run("--debug", "demo")
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+    assert "error: no such folder" in result.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence_without_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_demo(monkeypatch, PermissionError(13, "Permission denied", "archive/Rex_Smith"))
+    result = run("demo")
+    assert result.exit_code == 2
+    assert "Permission denied" in result.stderr
+    assert "Smith" not in result.output + result.stderr
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_demo(monkeypatch, IndexError("ours"))
+    result = run("demo")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, IndexError)
+
+
+def test_an_interruption_is_a_sentence_and_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_demo(monkeypatch, KeyboardInterrupt())
+    result = run("demo")
+    assert result.exit_code == 130
+    assert result.stderr.startswith("error: interrupted")
+
+
+def test_an_unknown_option_is_exit_code_2_and_a_hint() -> None:
+    result = run("demo", "--quik")
+    assert result.exit_code == 2
+    assert "--quick" in result.stderr
+
+
+def test_train_accepts_options_on_both_sides_of_the_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    class Parser:
+        def parse_args(self, arguments: list[str]) -> list[str]:
+            return arguments
+
+    def main(arguments: list[str]) -> None:
+        seen["arguments"] = arguments
+
+    put_module(monkeypatch, "dinov2.train.train", get_args_parser=Parser, main=main)
+    result = run(
+        "train", "--config-file", "c.yaml", "optim.epochs=1", "--output-dir", "run", "train.seed=3", "--no-resume"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert seen["arguments"] == [
+        *("--config-file", "c.yaml", "--output-dir", "run", "--no-resume"),
+        *("optim.epochs=1", "train.seed=3"),
+    ]
+
+
+def test_export_to_an_unknown_format_names_the_known_ones() -> None:
+    result = run("export", "run", "--to", "keras", "--out", "x.pth")
+    assert result.exit_code == 2
+    assert "Unknown export format 'keras'. Allowed: hub." in result.stderr
+
+
+def test_demo_writes_into_a_folder_named_after_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls()
+    put_module(monkeypatch, "vet_extensions.demo", run_demo=calls)
+    assert run("demo", "--quick").exit_code == 0
+    assert calls == {"args": (Path("demo-quick"),), "quick": True, "seed": 0, "n_workers": 2}
+    assert run("demo", "--out", "elsewhere", "--seed", "4").exit_code == 0
+    assert calls == {"args": (Path("elsewhere"),), "quick": False, "seed": 4, "n_workers": 2}

@@ -1,0 +1,215 @@
+"""The command `vetdino`: one verb per step of the way from DICOM files to a report.
+
+Every verb imports its room inside its function, so that `vetdino --help` answers at once and never loads torch. A mistake of
+the user ends in one sentence and exit code 2, an interruption in 130; a fault of the program keeps its traceback and ends in 1.
+"""
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, Never
+
+import typer
+from typer.core import TyperGroup
+
+import vet_extensions
+from vet_extensions.errors import UserError
+from vet_extensions.progress import Progress
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+class SentencesForMistakes(TyperGroup):
+    """Runs a verb and turns users' mistakes and interruptions into a sentence and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb that the command line names."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _give_up(
+                "interrupted; what was written so far stays, and the same command goes on or starts again.", INTERRUPTED
+            )
+        except Exception as error:
+            sentence = _sentence_for(error)
+            if sentence is None:
+                raise
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            _give_up(sentence, USER_ERROR)
+
+
+def _give_up(sentence: str, code: int) -> Never:
+    print(f"error: {sentence}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _sentence_for(error: Exception) -> str | None:
+    """What to tell the user, or None where the fault is ours. Looks at dinov2's error type only once that is loaded."""
+    core = sys.modules.get("dinov2.utils.errors")
+    if isinstance(error, UserError) or (core is not None and isinstance(error, core.UserError)):
+        return str(error)
+    if isinstance(error, PermissionError | FileExistsError | NotADirectoryError | IsADirectoryError):
+        # Without the path, which may hold a name; --debug shows it.
+        return f"{error.strerror}. Check the folders given, or choose another output folder; --debug shows which file it was."
+    return None
+
+
+app = typer.Typer(
+    name="vetdino",
+    cls=SentencesForMistakes,
+    help="Multi-view DINOv2 for radiograph studies: from DICOM to an evaluated, explained and exported backbone.",
+    epilog="Example: vetdino demo --quick",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it is made.", show_default=False)]
+IntakeRoot = Annotated[
+    Path, typer.Argument(metavar="ROOT", help="Intake folder (holds manifest.parquet and shards/).", show_default=False)
+]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0 works in this one.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a mistake too.")] = False,
+) -> None:
+    """Options that stand before the verb."""
+
+
+@app.command(epilog="Example: vetdino phantom studies --studies 400 --seed 0")
+def phantom(
+    out: Out,
+    studies: Annotated[int, typer.Option(min=1, help="Number of studies.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same archive.")] = 0,
+    size: Annotated[int, typer.Option(min=32, help="Longest side of an image in pixels.")] = 512,
+    workers: Workers = 2,
+) -> None:
+    """Write an archive of synthetic canine studies as DICOM files, with the truth about every finding."""
+    from vet_extensions.phantom.archive import write_archive
+
+    with Progress("phantom", total=studies, unit="studies") as progress:
+        summary = write_archive(
+            out, n_studies=studies, seed=seed, size_px=size, n_workers=workers, on_progress=progress
+        )
+    print(summary)
+
+
+@app.command(epilog="Example: vetdino intake dicom_folder studies --labels labels.csv --longest-side 512 --workers 4")
+def intake(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Folder with DICOM files, at any depth.", show_default=False)
+    ],
+    out: Out,
+    labels: Annotated[Path | None, typer.Option(help="CSV or Parquet table of findings per study.")] = None,
+    longest_side: Annotated[int, typer.Option(min=32, help="Longest side of the stored images in pixels.")] = 512,
+    workers: Workers = 2,
+) -> None:
+    """Turn a folder of DICOM files into a manifest and shards of grey images; what cannot be used is listed with a reason."""
+    from vet_extensions.intake.options import IntakeOptions
+    from vet_extensions.intake.run import run_intake
+
+    chosen = IntakeOptions(labels=labels, longest_side=longest_side)
+    with Progress("intake", unit="files") as progress:
+        summary = run_intake(source, out, options=chosen, on_progress=progress, n_workers=workers)
+    print(summary)
+
+
+@app.command(epilog="Example: vetdino check studies")
+def check(root: IntakeRoot) -> None:
+    """Check an intake folder (leaks between splits, orphans, duplicates) and say what is in it."""
+    from vet_extensions.manifest.validate import summarise
+
+    print(summarise(root))
+
+
+@app.command(
+    epilog="Example: vetdino train --config-file configs/debug/tiny.yaml --output-dir run "
+    "train.dataset_path=VetStudies:root=studies"
+)
+def train(
+    config_file: Annotated[
+        Path, typer.Option(help="YAML with the keys that differ from the defaults.", show_default=False)
+    ],
+    output_dir: Annotated[Path | None, typer.Option(help="Run folder; an unfinished run in it goes on.")] = None,
+    no_resume: Annotated[bool, typer.Option("--no-resume", help="Start anew, whatever the folder holds.")] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Keys that win over the file.", show_default=False),
+    ] = None,
+) -> None:
+    """Pre-train. The same command goes on from the newest whole checkpoint after a stop."""
+    from dinov2.train.train import get_args_parser, main
+
+    arguments = ["--config-file", str(config_file)]
+    if output_dir is not None:
+        arguments += ["--output-dir", str(output_dir)]
+    if no_resume:
+        arguments.append("--no-resume")
+    main(get_args_parser().parse_args([*arguments, *(overrides or [])]))
+
+
+@app.command(epilog="Example: vetdino evaluate run --data studies --suite configs/evaluation/quick.yaml --out results")
+def evaluate(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Run folders of trained models.", show_default=False)
+    ],
+    data: Annotated[Path, typer.Option(help="Intake folder to evaluate on.", show_default=False)],
+    suite: Annotated[Path, typer.Option(help="YAML that names the tasks and protocols.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the results.", show_default=False)],
+    device: Annotated[str, typer.Option(help="For example cpu or cuda:0.")] = "cpu",
+) -> None:
+    """Embed the images once per model, then score them: k-NN and linear probe with intervals, beside controls."""
+    from vet_extensions.evaluation.suite import run_suite
+
+    with Progress("evaluate") as progress:
+        results = run_suite(runs, data, suite, out, on_progress=progress, device=device)
+    print(results)
+
+
+@app.command(epilog="Example: vetdino export run --to hub --out backbone.pth --img-size 518")
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="File to write.", show_default=False)],
+    to: Annotated[str, typer.Option(help="Format: hub (a state dict that dinov2's builders load).")] = "hub",
+    img_size: Annotated[
+        int | None, typer.Option(min=14, help="Resample the position embedding for this image side.")
+    ] = None,
+) -> None:
+    """Write the teacher's backbone in a format that others load; it is loaded again and compared before it counts."""
+    if to != "hub":
+        raise UserError(
+            f"Unknown export format '{to}'. Allowed: hub. Run: vetdino export {run.name} --to hub --out FILE"
+        )
+    from vet_extensions.export.checkpoint import export_hub
+
+    print(export_hub(run, out, img_size=img_size))
+
+
+@app.command(epilog="Example: vetdino demo --quick --out demo-quick")
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Folder to write [default: demo, or demo-quick].")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One seed and fewer studies: about 3 minutes on 2 cores.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the synthetic archive and of the training runs.")] = 0,
+    workers: Workers = 2,
+) -> None:
+    """Run the whole way on synthetic studies: DICOM, intake, two pre-training arms, evaluation, export, report.html."""
+    from vet_extensions.demo import run_demo
+
+    run_demo(out or Path("demo-quick" if quick else "demo"), quick=quick, seed=seed, n_workers=workers)
+
+
+@app.command(epilog="Example: vetdino version")
+def version() -> None:
+    """Print the version."""
+    print(vet_extensions.__version__)
+
+
+def main() -> None:
+    """Entry point of the console script; ends the process with the exit code."""
+    app()
