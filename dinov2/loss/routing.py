@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dinov2.utils.errors import UserError
-from dinov2.utils.registry import Registry
+from dinov2.utils.registry import Registry, checked_options
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,10 @@ class LossRouter(Protocol):
         """The weights for the batch whose crops have these sources, on the slots' device."""
         ...
 
+    def describe(self) -> str:
+        """The routing in words and as a table, for the log at the start of a run; `routing_table` makes the table."""
+        ...
+
 
 RouterFactory = Callable[[Mapping[str, Any], int], LossRouter]
 """(the configuration's `routing` section, the number of local crops) -> router."""
@@ -133,10 +137,15 @@ class SameImage:
     """
 
     def __init__(self, config: Mapping[str, Any], n_local: int) -> None:
+        """config: the `routing` section, which has no key besides `name` here."""
+        checked_options(config, (), where="loss routing")
         self.layout = CropLayout(
             student_globals=(0, 0), student_locals=(0,) * n_local, teacher_globals=(0, 0), n_shared=2
         )
         self._weight = 1.0 / (2 + max(2 * n_local, 1))
+
+    def describe(self) -> str:
+        return f"same_image: official DINOv2, all crops of a sample come from one image\n{routing_table(self)}"
 
     def __call__(self, slots: CropSlots) -> LossRouting:
         n_local, batch = slots.student_locals.shape
@@ -146,6 +155,21 @@ class SameImage:
             dino_global=self._weight * (ones - self_comparison(slots, ones)),
             dino_local=torch.full((n_local, n_teacher, batch), self._weight, device=ones.device),
         )
+
+
+def routing_table(router: LossRouter) -> str:
+    """A table of the cell weights of a full sample: one row a student crop, one column a teacher crop."""
+    layout = router.layout
+    routing = router(CropSlots.of_layout(layout, 1))
+    images = "ABCDEFGH"
+    names = [f"student global {i} (image {images[v]})" for i, v in enumerate(layout.student_globals)]
+    names += [f"student local {i} (image {images[v]})" for i, v in enumerate(layout.student_locals)]
+    weights = torch.cat([routing.dino_global, routing.dino_local])[:, :, 0].tolist()
+    columns = [f"teacher {i} (image {images[v]})" for i, v in enumerate(layout.teacher_globals)]
+    lines = [" " * 30 + "".join(f"{c:>20}" for c in columns)]
+    for name, row in zip(names, weights):
+        lines.append(f"{name:<30}" + "".join(f"{w:>20.4f}" if w else f"{'-':>20}" for w in row))
+    return "\n".join(lines)
 
 
 def build_router(config: Mapping[str, Any], n_local: int) -> LossRouter:

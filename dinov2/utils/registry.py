@@ -1,8 +1,8 @@
 """Named objects chosen from a configuration: the class behind the three seams (data sets, augmentations, loss routings)."""
 
 import difflib
-from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 from dinov2.utils.errors import UserError
 
@@ -58,3 +58,22 @@ class Registry(Generic[T]):
             f"Unknown {self.kind} '{name}'.{guess} Known: {', '.join(self.names()) or 'none'}. "
             f"A {self.kind} of your own is added by a module named in the configuration's 'plugins' list."
         )
+
+
+def checked_options(
+    section: Mapping[str, Any], known: Iterable[str], *, where: str, common: Iterable[str] = ("name",)
+) -> dict[str, Any]:
+    """The keys of a named object's section besides the `common` ones; raises `UserError` for one that it does not know.
+
+    where: what the section configures, for the message ("loss routing").
+    """
+    known = sorted({*known})
+    options = {str(k): v for k, v in section.items() if k not in common}
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            guess = f" Did you mean '{near[0]}'?" if near else ""
+            raise UserError(
+                f"Unknown key '{key}' for {where} '{section['name']}'.{guess} Its keys: {', '.join(known) or 'none'}."
+            )
+    return options

@@ -1,0 +1,95 @@
+"""The batches of a run: data set, augmentation, masks and loader, put together from the configuration."""
+
+import logging
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from dinov2.data import MaskingGenerator, SamplerType, collate_data_and_cast, make_data_loader, make_dataset
+from dinov2.data.registry import AUGMENTATIONS
+from dinov2.loss.routing import CropLayout
+from dinov2.utils.errors import UserError
+
+logger = logging.getLogger("dinov2")
+
+SAMPLERS = ("official", "seeded")
+
+
+class Collate:
+    """Collate function of the train loop; picklable, so that loader workers may be spawned.
+
+    With `seed` the masks of a batch derive from (seed, position of its first sample in the run) instead of Python's global
+    random state, so that the same run draws the same masks with any number of workers and after a resume.
+    """
+
+    def __init__(self, cfg: DictConfig, *, dtype: torch.dtype, seed: int | None) -> None:
+        size, patch = cfg.crops.global_crops_size, cfg.student.patch_size
+        self._mask_ratio = tuple(cfg.ibot.mask_ratio_min_max)
+        self._probability = cfg.ibot.mask_sample_probability
+        self._dtype = dtype
+        self._seed = seed
+        self._n_tokens = (size // patch) ** 2
+        self._masks = MaskingGenerator(
+            input_size=(size // patch, size // patch),
+            max_num_patches=0.5 * size // patch * size // patch,  # pyright: ignore[reportArgumentType]
+        )
+
+    def __call__(self, samples: Sequence[tuple[Mapping[str, Any], Any]]) -> dict[str, Any]:
+        rng = None
+        if self._seed is not None:
+            rng = random.Random(f"masks:{self._seed}:{samples[0][0].get('position', 0)}")
+        return collate_data_and_cast(
+            samples,
+            self._mask_ratio,
+            self._probability,
+            dtype=self._dtype,
+            n_tokens=self._n_tokens,
+            mask_generator=self._masks,
+            rng=rng,
+        )
+
+
+def empty_target(_: Any) -> tuple[()]:
+    """Self-supervision has no target."""
+    return ()
+
+
+def make_batches(cfg: DictConfig, layout: CropLayout, *, start_iteration: int, dtype: torch.dtype) -> Iterable[Any]:
+    """An endless iterable of collated batches, beginning with the batch of `start_iteration`.
+
+    dtype: of crops that leave the augmentation as floats; uint8 crops stay uint8 and are normalised on the device.
+    """
+    if cfg.train.sampler not in SAMPLERS:
+        raise UserError(f"train.sampler is '{cfg.train.sampler}'. Allowed: {', '.join(SAMPLERS)}.")
+    seeded = cfg.train.sampler == "seeded"
+    patch = cfg.student.patch_size
+    for name in ("global_crops_size", "local_crops_size"):
+        used = name == "global_crops_size" or cfg.crops.local_crops_number > 0
+        if used and cfg.crops[name] % patch:
+            low = cfg.crops[name] // patch * patch
+            raise UserError(
+                f"crops.{name} is {cfg.crops[name]}, not a multiple of student.patch_size {patch}. "
+                f"Use {max(low, patch)} or {low + patch}."
+            )
+    augmentation = AUGMENTATIONS.get(cfg.augmentation.name)(cfg, layout)
+    dataset = make_dataset(dataset_str=cfg.train.dataset_path, transform=augmentation, target_transform=empty_target)
+    if len(dataset) < cfg.train.batch_size_per_gpu:
+        raise UserError(
+            f"The data set {cfg.train.dataset_path} has {len(dataset)} samples, fewer than one batch "
+            f"(train.batch_size_per_gpu={cfg.train.batch_size_per_gpu}). Lower the batch size or give more data."
+        )
+    return make_data_loader(
+        dataset=dataset,
+        batch_size=cfg.train.batch_size_per_gpu,
+        num_workers=cfg.train.num_workers,
+        shuffle=True,
+        # The official sampler is seeded by the start iteration and never advanced (contract 1.5): kept as the default.
+        seed=cfg.train.seed if seeded else start_iteration,
+        sampler_type=SamplerType.SEEDED_INFINITE if seeded else SamplerType.SHARDED_INFINITE,
+        sampler_advance=start_iteration * cfg.train.batch_size_per_gpu if seeded else 0,
+        drop_last=True,
+        collate_fn=Collate(cfg, dtype=dtype, seed=cfg.train.seed if seeded else None),
+    )

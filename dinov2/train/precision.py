@@ -1,0 +1,59 @@
+"""Device and arithmetic of a run, from the configuration: one place that knows what a device cannot do."""
+
+import contextlib
+import logging
+
+import torch
+from omegaconf import DictConfig
+
+from dinov2.utils.errors import UserError
+
+logger = logging.getLogger("dinov2")
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first CUDA device, else the CPU; any other name is taken as torch does."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(
+            f"train.device is '{name}', which torch does not know. Allowed: auto, cpu, cuda, cuda:N."
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"train.device is '{name}', but torch sees no CUDA device. Use auto or cpu.")
+    return device
+
+
+def autocast_dtype(cfg: DictConfig, device: torch.device) -> torch.dtype | None:
+    """The reduced dtype of the forward pass, or None for float32.
+
+    The dtype of the student backbone decides for the whole step. float16 is a CUDA matter: on the CPU it means float32,
+    because the CPU has no float16 matrix units and no gradient scaling is needed.
+    """
+    name = cfg.compute_precision.student.backbone.mixed_precision.param_dtype
+    if name not in _DTYPES:
+        raise UserError(
+            f"compute_precision.student.backbone.mixed_precision.param_dtype is '{name}'. Allowed: {', '.join(_DTYPES)}."
+        )
+    dtype = _DTYPES[name]
+    if dtype == torch.float32 or (dtype == torch.float16 and device.type == "cpu"):
+        return None
+    return dtype
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
+    """Mixed precision on `device` with `dtype`; does nothing for None."""
+    if dtype is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device_type=device.type, dtype=dtype)
+
+
+def grad_scaler(cfg: DictConfig, device: torch.device, dtype: torch.dtype | None) -> torch.amp.GradScaler | None:
+    """A gradient scaler where float16 gradients would underflow, else None."""
+    if not cfg.compute_precision.grad_scaler or dtype != torch.float16:
+        return None
+    return torch.amp.GradScaler(device=device.type)

@@ -1,0 +1,57 @@
+"""The output folder of a run: whose it is, and how an old run in it is treated."""
+
+from pathlib import Path
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from dinov2.utils.errors import UserError
+
+MAY_DIFFER = (
+    "train.output_dir",
+    "train.num_workers",
+    "train.device",
+    "train.checkpoints_to_keep",
+    "train.checkpoint_period_iterations",
+    "train.log_period_iterations",
+    "evaluation.eval_period_iterations",
+)
+"""Keys that may change between two starts of the same run, because no weight depends on them."""
+
+
+def claim_output_dir(cfg: DictConfig) -> None:
+    """Raise `UserError` when the output folder holds a run of another configuration, naming the keys that differ."""
+    path = Path(cfg.train.output_dir) / "config.yaml"
+    if not path.is_file():
+        return
+    before = _flat(OmegaConf.create(yaml.safe_load(path.read_text())))
+    now = _flat(cfg)
+    different = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and k not in MAY_DIFFER]
+    if different:
+        shown = [f"{k}: {before.get(k, 'not set')} there, {now.get(k, 'not set')} now" for k in different[:8]]
+        more = f"; and {len(different) - 8} more" if len(different) > 8 else ""
+        raise UserError(
+            f"The output folder {path.parent} already holds a different run. {'; '.join(shown)}{more}. "
+            "Give another --output-dir, or the configuration of that run to continue it."
+        )
+
+
+def set_aside_checkpoints(output_dir: Path) -> None:
+    """Rename `checkpoints` so that a run that starts anew cannot overwrite what an earlier one has earned."""
+    folder = output_dir / "checkpoints"
+    if not folder.is_dir():
+        return
+    n = 1
+    while (aside := output_dir / f"checkpoints.before_{n}").exists():
+        n += 1
+    folder.rename(aside)
+
+
+def _flat(config: object, at: str = "") -> dict[str, object]:
+    if not isinstance(config, DictConfig):
+        plain = OmegaConf.to_container(config) if OmegaConf.is_config(config) else config
+        return {at: plain}
+    flat: dict[str, object] = {}
+    for key in config:
+        flat.update(_flat(config[key], f"{at}.{key}" if at else str(key)))
+    return flat

@@ -1,0 +1,69 @@
+"""The five schedules of a run, computed once: learning rate, weight decay, momentum, teacher temperature, last-layer rate."""
+
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+from torch.optim import Optimizer
+
+from dinov2.utils.utils import CosineScheduler
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """Values per iteration; an index past the end gives the final value. Lengths are in units of OFFICIAL_EPOCH_LENGTH."""
+
+    lr: CosineScheduler
+    wd: CosineScheduler
+    momentum: CosineScheduler
+    teacher_temp: CosineScheduler
+    last_layer_lr: CosineScheduler
+
+
+def build_schedulers(cfg: DictConfig) -> Schedules:
+    """The official schedules (contract 3.7): cosine with linear warm-up; the last layer's rate is 0 while it is frozen."""
+    epoch = cfg.train.OFFICIAL_EPOCH_LENGTH
+    total = cfg.optim.epochs * epoch
+    warmup = cfg.optim.warmup_epochs * epoch
+    lr = CosineScheduler(
+        base_value=cfg.optim.lr,
+        final_value=cfg.optim.min_lr,
+        total_iters=total,
+        warmup_iters=warmup,
+        start_warmup_value=0,
+    )
+    last_layer_lr = CosineScheduler(
+        base_value=cfg.optim.lr,
+        final_value=cfg.optim.min_lr,
+        total_iters=total,
+        warmup_iters=warmup,
+        start_warmup_value=0,
+    )
+    last_layer_lr.schedule[: cfg.optim.freeze_last_layer_epochs * epoch] = 0
+    temp_warmup = cfg.teacher.warmup_teacher_temp_epochs * epoch
+    return Schedules(
+        lr=lr,
+        wd=CosineScheduler(
+            base_value=cfg.optim.weight_decay, final_value=cfg.optim.weight_decay_end, total_iters=total
+        ),
+        momentum=CosineScheduler(
+            base_value=cfg.teacher.momentum_teacher,
+            final_value=cfg.teacher.final_momentum_teacher,
+            total_iters=total,
+        ),
+        teacher_temp=CosineScheduler(
+            base_value=cfg.teacher.teacher_temp,
+            final_value=cfg.teacher.teacher_temp,
+            total_iters=temp_warmup,
+            warmup_iters=temp_warmup,
+            start_warmup_value=cfg.teacher.warmup_teacher_temp,
+        ),
+        last_layer_lr=last_layer_lr,
+    )
+
+
+def apply_optim_scheduler(optimizer: Optimizer, lr: float, wd: float, last_layer_lr: float) -> None:
+    """Write this step's learning rate and weight decay into every parameter group, times the group's multipliers."""
+    for group in optimizer.param_groups:
+        rate = last_layer_lr if group["is_last_layer"] else lr
+        group["lr"] = rate * group["lr_multiplier"]
+        group["weight_decay"] = wd * group["wd_multiplier"]

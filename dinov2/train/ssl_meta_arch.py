@@ -1,0 +1,336 @@
+"""Student, teacher and their losses: one call does the forward and the backward pass of a training step.
+
+Shape legend: S student global crops, L student local crops, T teacher crops, B samples, N patches of a global crop,
+M masked patches, K prototypes, D embedding width. Crops of a batch are stacked crop-major: [S * B, ...].
+"""
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from dinov2.layers import DINOHead
+from dinov2.loss import DINOLoss, KoLeoLoss, iBOTPatchLoss
+from dinov2.loss.dino_clstoken_loss import cross_entropy_matrix
+from dinov2.loss.routing import CropSlots, build_router
+from dinov2.models import build_model_from_cfg
+from dinov2.train.precision import autocast, autocast_dtype, grad_scaler
+from dinov2.utils.errors import UserError
+from dinov2.utils.param_groups import fuse_params_groups, get_params_groups_with_decay
+from dinov2.utils.utils import has_batchnorms, load_pretrained_weights
+
+logger = logging.getLogger("dinov2")
+
+KOLEO_SLOTS = 2
+"""The official KoLeo term is a sum over two global crops; other crop counts are averaged to that size."""
+
+
+class TeacherTargets(NamedTuple):
+    """cls: [T, B, K] probabilities; patches: [M, K'] probabilities of the masked patches, None without iBOT."""
+
+    cls: Tensor
+    patches: Tensor | None
+
+
+class StudentOutputs(NamedTuple):
+    """Head outputs (logits) and, for KoLeo, the backbone's own cls tokens.
+
+    global_cls: [S, B, K]; local_cls: [L, B, K]; patches: [M, K'] or None; global_tokens: [S, B, D].
+    """
+
+    global_cls: Tensor
+    local_cls: Tensor
+    patches: Tensor | None
+    global_tokens: Tensor
+
+
+class SSLMetaArch(nn.Module):
+    """DINOv2's training objective. The crops and who supervises whom come from the routing (`dinov2.loss.routing`)."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        """cfg: the resolved configuration. The model is built on the CPU; move it with `.to(device)`."""
+        super().__init__()
+        self.cfg = cfg
+        self.do_dino = cfg.dino.loss_weight > 0
+        self.do_koleo = cfg.dino.koleo_loss_weight > 0
+        self.do_ibot = cfg.ibot.loss_weight > 0
+        self.ibot_separate_head = cfg.ibot.separate_head
+        self.dino_loss_weight = cfg.dino.loss_weight
+        self.ibot_loss_weight = cfg.ibot.loss_weight
+        self.dino_out_dim = cfg.dino.head_n_prototypes
+        self.ibot_out_dim = cfg.ibot.head_n_prototypes if self.ibot_separate_head else cfg.dino.head_n_prototypes
+        self.router = build_router(cfg.routing, cfg.crops.local_crops_number)
+        self._check_config()
+
+        student_backbone, teacher_backbone, self.embed_dim = build_model_from_cfg(cfg)
+        if cfg.student.pretrained_weights:
+            load_pretrained_weights(student_backbone, cfg.student.pretrained_weights, "model")
+        self.student = nn.ModuleDict({"backbone": student_backbone, **self._heads(teacher=False)})
+        self.teacher = nn.ModuleDict({"backbone": teacher_backbone, **self._heads(teacher=True)})
+        self.teacher.requires_grad_(False)
+        self.dino_loss = DINOLoss(self.dino_out_dim)
+        self.koleo_loss = KoLeoLoss()
+        self.ibot_patch_loss = iBOTPatchLoss(self.ibot_out_dim)
+
+        mean, std = (torch.tensor(list(cfg.augmentation[k]), dtype=torch.float32) for k in ("mean", "std"))
+        self.register_buffer("_pixel_mean", mean.view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("_pixel_std", std.view(1, -1, 1, 1), persistent=False)
+        self.fp16_scaler: torch.amp.GradScaler | None = None
+        self._autocast_dtype: torch.dtype | None = None
+        self.diagnostics: dict[str, Tensor] = {}
+        """Of the last step, detached: entropy of the teacher's targets and of their mean over the batch, in nats."""
+
+    def _check_config(self) -> None:
+        if self.cfg.train.centering not in ("centering", "sinkhorn_knopp"):
+            raise UserError(f"train.centering is '{self.cfg.train.centering}'. Allowed: centering, sinkhorn_knopp.")
+        if self.cfg.dino.centering_per_group and self.cfg.train.centering != "sinkhorn_knopp":
+            raise UserError(
+                "dino.centering_per_group balances prototypes within view groups and needs train.centering=sinkhorn_knopp; "
+                f"got '{self.cfg.train.centering}'."
+            )
+        if self.do_ibot and self.router.layout.n_shared == 0:
+            raise UserError(
+                f"ibot.loss_weight is {self.ibot_loss_weight}, but under routing '{self.cfg.routing.name}' student and teacher "
+                "share no crop, so that masked patches have no target. Set ibot.loss_weight=0."
+            )
+
+    def _heads(self, *, teacher: bool) -> dict[str, nn.Module]:
+        dino, ibot = self.cfg.dino, self.cfg.ibot
+        normalisation: dict[str, Any] = (
+            {"bottleneck_norm": dino.head_teacher_norm}
+            if teacher
+            else {"normalise": dino.head_student_normalise, "scale": dino.head_student_scale}
+        )
+        build = partial(DINOHead, in_dim=self.embed_dim, freeze_prototypes=dino.head_freeze_prototypes, **normalisation)
+        heads: dict[str, nn.Module] = {
+            "dino_head": build(
+                out_dim=dino.head_n_prototypes,
+                hidden_dim=dino.head_hidden_dim,
+                bottleneck_dim=dino.head_bottleneck_dim,
+                nlayers=dino.head_nlayers,
+            )
+        }
+        if self.do_ibot and self.ibot_separate_head:
+            heads["ibot_head"] = DINOHead(
+                in_dim=self.embed_dim,
+                out_dim=ibot.head_n_prototypes,
+                hidden_dim=ibot.head_hidden_dim,
+                bottleneck_dim=ibot.head_bottleneck_dim,
+                nlayers=ibot.head_nlayers,
+            )
+        return heads
+
+    @property
+    def device(self) -> torch.device:
+        return self.dino_loss.center.device
+
+    def forward(self, inputs: Any) -> Any:
+        raise NotImplementedError(
+            "SSLMetaArch is trained through forward_backward(); use .student or .teacher to embed."
+        )
+
+    def forward_backward(self, images: Mapping[str, Any], teacher_temp: float) -> dict[str, Tensor]:
+        """One forward and backward pass; gradients are left on the student's parameters.
+
+        images: a batch of `dinov2.data.collate_data_and_cast`. Returns the displayed losses (contract 3.3), detached.
+        """
+        batch = self._on_device(images)
+        slots = self._slots(batch)
+        with autocast(self.device, self._autocast_dtype):
+            targets = self._teacher_targets(batch, slots, teacher_temp)
+            student = self._student_outputs(batch, slots)
+            loss, displayed = self._losses(batch, slots, targets, student)
+        self.backprop_loss(loss)
+        return displayed
+
+    def backprop_loss(self, loss: Tensor) -> None:
+        """Back-propagate, scaled where float16 gradients would underflow."""
+        (self.fp16_scaler.scale(loss) if self.fp16_scaler is not None else loss).backward()
+
+    # -- the batch ----------------------------------------------------------------------------------------------------
+
+    def _on_device(self, images: Mapping[str, Any]) -> dict[str, Any]:
+        batch = {
+            key: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+            for key, value in images.items()
+        }
+        for key in ("collated_global_crops", "collated_local_crops", "collated_global_crops_teacher"):
+            if key in batch and batch[key].dtype == torch.uint8:
+                batch[key] = self._normalise(batch[key])
+        return batch
+
+    def _normalise(self, crops: Tensor) -> Tensor:
+        """uint8 [n, 1 or 3, H, W] -> float32 [n, 3, H, W] with the configured mean and deviation; grey is repeated."""
+        return (crops.float().div(255.0) - self._pixel_mean) / self._pixel_std
+
+    def _slots(self, batch: Mapping[str, Any]) -> CropSlots:
+        if "crop_sources_teacher_globals" in batch:
+            return CropSlots(
+                student_globals=batch["crop_sources_student_globals"],
+                student_locals=batch["crop_sources_student_locals"],
+                teacher_globals=batch["crop_sources_teacher_globals"],
+                n_shared=batch["n_shared"],
+            )
+        layout = self.router.layout
+        batch_size = batch["collated_global_crops"].shape[0] // len(layout.student_globals)
+        return CropSlots.of_layout(layout, batch_size, self.device)
+
+    # -- teacher ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _teacher_targets(self, batch: Mapping[str, Any], slots: CropSlots, teacher_temp: float) -> TeacherTargets:
+        crops = batch.get("collated_global_crops_teacher", batch["collated_global_crops"])
+        n_teacher, batch_size = slots.teacher_globals.shape
+        groups = batch["teacher_groups"].flatten() if "teacher_groups" in batch else None
+        tokens = self.teacher["backbone"](crops, is_training=True)
+        cls_logits = self.teacher["dino_head"](tokens["x_norm_clstoken"], groups=groups)  # [T*B, K]
+        cls = self._centre_cls(cls_logits.float(), teacher_temp, groups)
+        patches = None
+        if self.do_ibot:
+            masked = self._masked_patches(tokens["x_norm_patchtokens"], batch)
+            head = self.teacher["ibot_head"] if self.ibot_separate_head else self.teacher["dino_head"]
+            patches = self._centre_patches(head(masked).float(), teacher_temp, batch["n_masked_patches"])
+        self._diagnose(cls)
+        return TeacherTargets(cls=cls.view(n_teacher, batch_size, -1), patches=patches)
+
+    def _centre_cls(self, logits: Tensor, teacher_temp: float, groups: Tensor | None) -> Tensor:
+        """[T*B, K] logits -> probabilities."""
+        if self.cfg.train.centering == "sinkhorn_knopp":
+            per_group = groups if self.cfg.dino.centering_per_group else None
+            return self.dino_loss.sinkhorn_knopp_teacher(logits, teacher_temp=teacher_temp, groups=per_group)
+        probabilities = self.dino_loss.softmax_center_teacher(logits, teacher_temp=teacher_temp)
+        self.dino_loss.update_center(logits)
+        return probabilities
+
+    def _centre_patches(self, logits: Tensor, teacher_temp: float, n_masked: Tensor) -> Tensor:
+        """[M, K'] logits -> probabilities."""
+        if self.cfg.train.centering == "sinkhorn_knopp":
+            return self.ibot_patch_loss.sinkhorn_knopp_teacher(
+                logits, teacher_temp=teacher_temp, n_masked_patches_tensor=n_masked
+            )
+        one_row = logits.unsqueeze(0)  # [1, M, K']: the official centre is a mean over M, then a sum over this axis
+        probabilities = self.ibot_patch_loss.softmax_center_teacher(one_row, teacher_temp=teacher_temp)
+        self.ibot_patch_loss.update_center(one_row)
+        return probabilities.squeeze(0)
+
+    def _diagnose(self, cls: Tensor) -> None:
+        """A teacher at ln K for every crop, or at 0, has collapsed; only the loss would not tell."""
+        entropy = torch.special.entr(cls).sum(-1).mean()
+        marginal = torch.special.entr(cls.mean(0)).sum()
+        self.diagnostics = {"teacher_entropy": entropy, "teacher_marginal_entropy": marginal}
+
+    # -- student ------------------------------------------------------------------------------------------------------
+
+    def _student_outputs(self, batch: Mapping[str, Any], slots: CropSlots) -> StudentOutputs:
+        (n_global, batch_size), n_local = slots.student_globals.shape, slots.student_locals.shape[0]
+        crops, masks = [batch["collated_global_crops"]], [batch["collated_masks"]]
+        if n_local:
+            crops, masks = [*crops, batch["collated_local_crops"]], [*masks, None]
+        global_tokens, *local_tokens = self.student["backbone"](crops, masks=masks, is_training=True)
+        global_cls = global_tokens["x_norm_clstoken"]  # [S*B, D]
+        local_cls = local_tokens[0]["x_norm_clstoken"] if n_local else global_cls[:0]  # [L*B, D]
+
+        rows = [local_cls, global_cls]
+        masked = self._masked_patches(global_tokens["x_norm_patchtokens"], batch) if self.do_ibot else None
+        if masked is not None and not self.ibot_separate_head:
+            rows.append(masked)
+        logits = self.student["dino_head"](torch.cat(rows)).split([len(r) for r in rows])
+        patches = None
+        if masked is not None:
+            patches = self.student["ibot_head"](masked) if self.ibot_separate_head else logits[2]
+        return StudentOutputs(
+            global_cls=logits[1].view(n_global, batch_size, -1),
+            local_cls=logits[0].view(n_local, batch_size, -1),
+            patches=patches,
+            global_tokens=global_cls.view(n_global, batch_size, -1),
+        )
+
+    @staticmethod
+    def _masked_patches(patch_tokens: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        """[crops*B, N, D] -> [M, D]. Shared slots come first for student and teacher, so one index serves both."""
+        return patch_tokens.flatten(0, 1).index_select(0, batch["mask_indices_list"])
+
+    # -- losses -------------------------------------------------------------------------------------------------------
+
+    def _losses(
+        self, batch: Mapping[str, Any], slots: CropSlots, targets: TeacherTargets, student: StudentOutputs
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The optimised loss, and the official displayed ones (contract 3.3: KoLeo and iBOT are shown halved)."""
+        loss = student.global_tokens.new_zeros((), dtype=torch.float32)
+        displayed: dict[str, Tensor] = {}
+        if self.do_dino:
+            routing = self.router(slots)
+            for name, logits, weights in (
+                ("dino_local_crops_loss", student.local_cls, routing.dino_local),
+                ("dino_global_crops_loss", student.global_cls, routing.dino_global),
+            ):
+                if len(logits):
+                    cells = cross_entropy_matrix(logits, targets.cls, student_temp=self.dino_loss.student_temp)
+                    term = (cells * weights).mean(-1).sum()
+                    loss = loss + self.dino_loss_weight * term
+                    displayed[name] = term
+        if self.do_koleo:
+            per_slot = [self.koleo_loss(tokens) for tokens in student.global_tokens]
+            term = self.cfg.dino.koleo_loss_weight * sum(per_slot) * (KOLEO_SLOTS / len(per_slot))
+            loss = loss + term
+            displayed["koleo_loss"] = term / 2
+        if self.do_ibot:
+            assert student.patches is not None, "iBOT was asked for"
+            assert targets.patches is not None, "iBOT was asked for"
+            masks = batch["collated_masks"][: slots.n_shared * slots.student_globals.shape[1]]
+            term = self.ibot_patch_loss.forward_masked(
+                student.patches,
+                targets.patches,
+                student_masks_flat=masks,
+                n_masked_patches=len(student.patches),
+                masks_weight=batch["masks_weight"],
+            )
+            loss = loss + self.ibot_loss_weight * term
+            displayed["ibot_loss"] = term / 2
+        return loss, {name: value.detach() for name, value in displayed.items()}
+
+    # -- around the step ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def update_teacher(self, m: float) -> None:
+        """Exponential moving average: teacher = m * teacher + (1 - m) * student."""
+        teacher, student = list(self.teacher.parameters()), list(self.student.parameters())
+        torch._foreach_mul_(teacher, m)
+        torch._foreach_add_(teacher, student, alpha=1 - m)
+
+    def train(self, mode: bool = True) -> "SSLMetaArch":
+        """The student follows `mode`; the teacher always stays in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def get_maybe_fused_params_for_submodel(self, m: nn.Module) -> list[dict[str, Any]]:
+        """Parameter groups of one sub-module: layer-wise rate decay and weight-decay exemptions (contract 3.7)."""
+        groups = get_params_groups_with_decay(
+            m,
+            lr_decay_rate=self.cfg.optim.layerwise_decay,
+            patch_embed_lr_mult=self.cfg.optim.patch_embed_lr_mult,
+        )
+        fused = list(fuse_params_groups(groups))
+        for group in fused:
+            group["foreach"] = True
+        return fused
+
+    def get_params_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of all of the student's sub-modules."""
+        return [g for module in self.student.values() for g in self.get_maybe_fused_params_for_submodel(module)]
+
+    def prepare_for_distributed_training(self) -> None:
+        """Start the teacher as a copy of the student, and settle device-dependent arithmetic. Call once, on the device."""
+        if has_batchnorms(self.student):
+            raise UserError(
+                "BatchNorm in the student is not supported: its running statistics would not reach the teacher."
+            )
+        for name in self.student:
+            self.teacher[name].load_state_dict(self.student[name].state_dict())
+        self._autocast_dtype = autocast_dtype(self.cfg, self.device)
+        self.fp16_scaler = grad_scaler(self.cfg, self.device, self._autocast_dtype)

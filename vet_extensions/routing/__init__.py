@@ -1,0 +1,11 @@
+"""Loss routings for two views of one study; they join the core's registry when the plugin is loaded."""
+
+from dinov2.loss.routing import ROUTERS
+from vet_extensions.routing.strategies import VetDino
+
+__all__ = ["VetDino", "register"]
+
+
+def register() -> None:
+    """Add the routings under the names that `routing.name` takes."""
+    ROUTERS.register("vet_dino")(VetDino)
