@@ -1,0 +1,341 @@
+"""`report.html`: what was trained, how, and what was measured, on one self-contained page. Called by `vetdino demo`.
+
+`write_report` turns `ReportInputs` into one HTML file with its pictures inside: no script, no font, no address outside the
+file. The page reports intervals and says "no difference shown" where an interval holds 0; it never names a winner.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from vet_extensions.analysis import curves as figures
+from vet_extensions.analysis.curves import RunCurves
+from vet_extensions.analysis.pictures import Picture, contact_sheet, crop_panel, data_uri, picture
+from vet_extensions.errors import UserError
+
+MAX_BYTES = 8_000_000
+"""A report of this size or more is refused: it should travel by e-mail."""
+
+COLLAPSE_SHARE = 0.95
+"""A teacher whose entropy stays above this share of ln K answers almost uniformly: its arm has not learned by distillation."""
+
+_PICTURE_PX = (256, 192, 128, 96)
+_READABLE = {"knn": "k-NN", "linear": "linear probe", "auroc": "AUROC", "macro_auroc": "macro AUROC", "ap": "AP"}
+
+
+@dataclass(frozen=True)
+class CropPanel:
+    """The crops of one study as the networks of one arm see them.
+
+    routing_rows: the routing as lines of text, as printed at the start of the run.
+    crops: (label, image) pairs; a label is for example "student global 0 / view A".
+    """
+
+    arm: str
+    routing_rows: Sequence[str]
+    crops: Sequence[tuple[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class PicturePanel:
+    """Pictures of what one arm learned (attention maps or patch components): (label, image) pairs and what they show."""
+
+    arm: str
+    caption: str
+    pictures: Sequence[tuple[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """Everything the page shows. A part that is empty is left out.
+
+    intake_summary, environment: nested mappings of plain values, shown as tables (`environment` for example: versions, cores,
+    seconds per stage). sample_studies: (view names, grey images) per study.
+    results: rows as in `results.jsonl` with arm, seed, level, group, protocol, metric, value, low, high. `headline` chooses those
+    of the headline table by equality of these fields; `controls` are the arms that were not pre-trained.
+    comparisons: rows with a, b (arms), difference (a - b), low, high, and what identifies the measurement (level, group, ...).
+    export_parity: rows of any fields, one per exported checkpoint.
+    """
+
+    title: str
+    intake_summary: Mapping[str, Any] = field(default_factory=dict)
+    sample_studies: Sequence[tuple[Sequence[str], Sequence[np.ndarray]]] = ()
+    crop_panels: Sequence[CropPanel] = ()
+    curves: Sequence[RunCurves] = ()
+    results: Sequence[Mapping[str, Any]] = ()
+    comparisons: Sequence[Mapping[str, Any]] = ()
+    export_parity: Sequence[Mapping[str, Any]] = ()
+    attention: Sequence[PicturePanel] = ()
+    components: Sequence[PicturePanel] = ()
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    headline: Mapping[str, Any] = field(default_factory=lambda: {"group": "gross", "metric": "macro_auroc"})
+    controls: Sequence[str] = ("random_init", "raw_pixels")
+    interval: str = "95 % bootstrap interval over patients"
+    measured_on: str = "patients that neither pre-training nor the fitting of a probe has seen"
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """An interval as positions on a common axis, in percent of its width."""
+
+    low: float
+    high: float
+    value: float
+
+
+def write_report(inputs: ReportInputs, path: Path) -> Path:
+    """Write the page to `path` (whole or not at all) and return it.
+
+    Pictures are made smaller until the file is below `MAX_BYTES`; raises `UserError` where even small ones are too many.
+    """
+    template = _environment().get_template("report.html")
+    for longest_px in _PICTURE_PX:
+        content = template.render(_page(inputs, longest_px=longest_px)).encode("utf-8")
+        if len(content) < MAX_BYTES:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(path.name + ".partial")
+            partial.write_bytes(content)
+            partial.replace(path)
+            return path
+    raise UserError(
+        f"The report would hold {len(content):,} bytes even with pictures of {_PICTURE_PX[-1]} pixels; "
+        f"less than {MAX_BYTES:,} are allowed. Give fewer sample studies or panels."
+    )
+
+
+def describe_difference(row: Mapping[str, Any]) -> str:
+    """What the interval of a difference (a - b) allows to say, in one sentence; never more than was measured."""
+    low, high = row.get("low"), row.get("high")
+    if not (_is_number(low) and _is_number(high)):
+        return "No interval was computed: nothing can be said about a difference."
+    if low <= 0 <= high:
+        return "No difference shown: the interval contains 0."
+    side = "higher" if low > 0 else "lower"
+    return f"{row['a']} measured {side} than {row['b']} in this test set; the interval does not contain 0."
+
+
+def describe_entropy(run: RunCurves) -> str:
+    """The collapse check of one run in words: its final teacher entropy against ln K."""
+    entropy = run.final("teacher_entropy")
+    if not run.n_prototypes or math.isnan(entropy):
+        return "Not checked: the teacher's entropy or the number of prototypes was not logged."
+    share = entropy / math.log(run.n_prototypes)
+    if share > COLLAPSE_SHARE:
+        return (
+            f"Collapsed or not trained: {share:.0%} of ln K, an almost uniform answer. "
+            "Whatever its features gained did not come from distillation."
+        )
+    return f"Below ln K ({share:.0%} of it): the teacher's targets carry information."
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(readable=_readable, number=_number)
+    return environment
+
+
+def _page(inputs: ReportInputs, *, longest_px: int) -> dict[str, Any]:
+    """The template's variables."""
+    headline = [row for row in inputs.results if all(row.get(k) == v for k, v in inputs.headline.items())]
+    return {
+        "title": inputs.title,
+        "interval": inputs.interval,
+        "measured_on": inputs.measured_on,
+        "notes": list(inputs.notes),
+        "summary": list(_summary(inputs, n_headline=len(headline))),
+        "intake": list(_flatten(inputs.intake_summary)),
+        "environment": list(_flatten(inputs.environment)),
+        "studies": contact_sheet(inputs.sample_studies, longest_px=longest_px),
+        "crop_panels": [_crops(panel, longest_px=longest_px) for panel in inputs.crop_panels],
+        "figures": _figures(inputs) if inputs.curves else [],
+        "learning": [_learning_row(run) for run in inputs.curves],
+        "collapse_share": COLLAPSE_SHARE,
+        "headline": " · ".join(f"{name} {_readable(value)}" for name, value in inputs.headline.items()),
+        "headline_groups": _result_groups(inputs, headline),
+        "all_groups": _result_groups(inputs, inputs.results),
+        "comparisons": [
+            {**row, "measured": _measurement(row), "reading": describe_difference(row)} for row in inputs.comparisons
+        ],
+        "export": {"columns": _columns(inputs.export_parity), "rows": list(inputs.export_parity)},
+        "picture_sections": [
+            ("attention", "Where the CLS token looks", _panels(inputs.attention, "Attention map", longest_px)),
+            (
+                "components",
+                "Principal components of patch features",
+                _panels(inputs.components, "Patch components", longest_px),
+            ),
+        ],
+    }
+
+
+def _summary(inputs: ReportInputs, *, n_headline: int) -> Iterator[str]:
+    """Sentences that say what was done, from the inputs alone."""
+    arms = list(dict.fromkeys(run.arm for run in inputs.curves))
+    if arms:
+        seeds = ", ".join(f"{arm}: {sum(run.arm == arm for run in inputs.curves)}" for arm in arms)
+        yield f"Pre-training arms and the seeds run of each: {seeds}. Every seed is shown; none was chosen."
+    if n_headline:
+        yield (
+            f"The headline table has {n_headline} measurements of frozen features, with the {inputs.interval}; "
+            "controls that were never pre-trained stand beside them."
+        )
+    if inputs.comparisons:
+        shown = sum("does not contain 0" in describe_difference(row) for row in inputs.comparisons)
+        yield f"Of {len(inputs.comparisons)} compared differences, {shown} have an interval that does not contain 0."
+    checked = [run for run in inputs.curves if run.n_prototypes and not math.isnan(run.final("teacher_entropy"))]
+    if checked:
+        collapsed = sum(describe_entropy(run).startswith("Collapsed") for run in checked)
+        yield f"Collapse check: {len(checked) - collapsed} of {len(checked)} runs end with a teacher entropy below ln K."
+
+
+def _learning_row(run: RunCurves) -> dict[str, Any]:
+    ln_k = math.log(run.n_prototypes) if run.n_prototypes else math.nan
+    return {
+        "arm": run.arm,
+        "seed": run.seed,
+        "loss": run.final("total_loss"),
+        "entropy": run.final("teacher_entropy"),
+        "ln_k": ln_k,
+        "reading": describe_entropy(run),
+    }
+
+
+def _figures(inputs: ReportInputs) -> list[Picture]:
+    """Curves as pictures; a component loss appears only where it was logged."""
+    runs, names = inputs.curves, ", ".join(run.label for run in inputs.curves)
+    control = next(
+        (row["value"] for row in inputs.results if row.get("arm") == "random_init" and _is_knn_headline(inputs, row)),
+        None,
+    )
+    drawn = [
+        ("Total loss", figures.loss_figure(runs)),
+        ("Teacher entropy; the dotted line is ln K, a uniform answer", figures.entropy_figure(runs)),
+    ]
+    if any(run.knn for run in runs):
+        drawn.append(("k-NN during pre-training", figures.knn_figure(runs, control=control)))
+    for name in ("dino_global_crops_loss", "dino_local_crops_loss", "koleo_loss", "ibot_loss"):
+        if any(name in run.metrics for run in runs):
+            drawn.append((_readable(name).capitalize(), figures.loss_figure(runs, name=name)))
+    return [
+        Picture(
+            label=label,
+            alt=f"Line chart over iterations: {label}. Runs: {names}.",
+            uri=data_uri(svg, mime="image/svg+xml"),
+            width=640,
+            height=360,
+        )
+        for label, svg in drawn
+    ]
+
+
+def _is_knn_headline(inputs: ReportInputs, row: Mapping[str, Any]) -> bool:
+    return row.get("protocol") == "knn" and all(row.get(k) == v for k, v in inputs.headline.items())
+
+
+def _crops(panel: CropPanel, *, longest_px: int) -> dict[str, Any]:
+    labels, images = [label for label, _ in panel.crops], [image for _, image in panel.crops]
+    return {
+        "arm": panel.arm,
+        "routing": "\n".join(panel.routing_rows),
+        "pictures": crop_panel(images, labels, arm=panel.arm, longest_px=min(longest_px, 160)),
+    }
+
+
+def _panels(panels: Sequence[PicturePanel], kind: str, longest_px: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "arm": panel.arm,
+            "caption": panel.caption,
+            "pictures": [
+                picture(image, label=label, alt=f"{kind} of arm {panel.arm}: {label}", longest_px=longest_px)
+                for label, image in panel.pictures
+            ],
+        }
+        for panel in panels
+    ]
+
+
+def _result_groups(inputs: ReportInputs, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Result rows under one heading per measurement, arms in order of appearance and controls last."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    bars = _bars(rows)
+    for row, bar in zip(rows, bars, strict=True):
+        groups.setdefault(_measurement(row), []).append(
+            {**row, "bar": bar, "is_control": row["arm"] in inputs.controls}
+        )
+    for members in groups.values():
+        members.sort(key=lambda row: (row["is_control"], arms.index(row["arm"]), str(row.get("seed"))))
+    return [{"measured": name, "rows": members} for name, members in groups.items()]
+
+
+def _bars(rows: Sequence[Mapping[str, Any]]) -> list[_Bar | None]:
+    """Each row's interval on one axis common to all rows; None where a row has no interval."""
+    ends = [row[name] for row in rows for name in ("low", "high", "value") if _is_number(row.get(name))]
+    if not ends or min(ends) == max(ends):
+        return [None] * len(rows)
+    start, span = min(ends), max(ends) - min(ends)
+
+    def bar(row: Mapping[str, Any]) -> _Bar | None:
+        if not all(_is_number(row.get(name)) for name in ("low", "high", "value")):
+            return None
+        low, high, value = (100.0 * (row[name] - start) / span for name in ("low", "high", "value"))
+        return _Bar(low=low, high=high, value=value)
+
+    return [bar(row) for row in rows]
+
+
+def _measurement(row: Mapping[str, Any]) -> str:
+    """What a row measured, in words: the metric, the protocol, the level, the group of findings."""
+    parts = [_readable(row[name]) for name in ("metric", "protocol") if row.get(name)]
+    parts += [f"{name} {_readable(row[name])}" for name in ("level", "group") if row.get(name)]
+    return ", ".join(parts)
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, value) rows of a nested mapping; a nested name is written "outer: inner"."""
+    for name, value in mapping.items():
+        label = prefix + _readable(name)
+        if isinstance(value, Mapping):
+            yield from _flatten(value, prefix=f"{label}: ")
+        else:
+            yield label, value
+
+
+def _readable(name: Any) -> str:
+    return _READABLE.get(str(name), str(name).replace("_", " "))
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(float(value))
+
+
+def _number(value: Any) -> str:
+    """A cell's text: floats to three decimals (small ones in powers of ten), counts with separators, nothing as a dash."""
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):
+        return "–"
+    if isinstance(value, int | np.integer):
+        return f"{value:,}"
+    if isinstance(value, float | np.floating):
+        return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_number(item) for item in value)
+    return str(value)
