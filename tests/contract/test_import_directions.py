@@ -161,12 +161,12 @@ def _base_of(node: ast.ImportFrom, *, module: str, is_package: bool) -> str:
 
 
 def room_of(module: str) -> str:
-    """The room a module belongs to; a module without a row in the table is its own unknown room."""
+    """The room a module of ours belongs to (without a row in the table: itself); for others, their package."""
     parts = module.split(".")
     for end in range(len(parts), 1, -1):
         if ".".join(parts[:end]) in ALLOWED:
             return ".".join(parts[:end])
-    return module if len(parts) > 1 else parts[0]
+    return module if parts[0] in PACKAGES else parts[0]
 
 
 def is_allowed(edge: Import) -> bool:
