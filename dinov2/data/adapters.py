@@ -1,0 +1,62 @@
+"""Data sets wrapped around other data sets."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from dinov2.data.samplers import PositionedIndex
+
+
+class DatasetWithEnumeratedTargets(Dataset):
+    """Items whose target is (index, target), so that an evaluation can put gathered features back in order."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def get_image_data(self, index: int) -> bytes:
+        """The undecoded image at `index`."""
+        return self._dataset.get_image_data(index)
+
+    def get_target(self, index: int) -> tuple[int, Any]:
+        """(index, target)."""
+        return index, self._dataset.get_target(index)
+
+    def __getitem__(self, index: int) -> tuple[Any, tuple[int, Any]]:
+        """(image, (index, target)); an item without a target gets its index for one."""
+        image, target = self._dataset[index]
+        return image, (index, index if target is None else target)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+
+class PositionSeededDataset(Dataset):
+    """Makes the randomness of an item depend only on (seed, position in the run), whichever process or worker makes it.
+
+    For transforms that draw from the global generators of torch and `random`, such as `DataAugmentationDINO`. The generators
+    are put back afterwards, so that nothing else notices. Needs the indices of `SeededInfiniteSampler`; an index without a
+    position is passed on as it is.
+    """
+
+    def __init__(self, dataset: Any, *, seed: int) -> None:
+        self._dataset = dataset
+        self._seed = seed
+
+    def __getitem__(self, index: int) -> Any:
+        if not isinstance(index, PositionedIndex):
+            return self._dataset[index]
+        (sample_seed,) = np.random.SeedSequence((self._seed, index.position)).generate_state(1, np.uint64)
+        python_state = random.getstate()
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(int(sample_seed))
+            random.seed(int(sample_seed))
+            try:
+                return self._dataset[index]
+            finally:
+                random.setstate(python_state)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
