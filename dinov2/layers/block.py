@@ -1,0 +1,212 @@
+"""Transformer blocks, and the three regimes of stochastic depth: dropped paths, sample subsets, and subsets of packed crops.
+
+Called by the vision transformer. A block takes one tensor [B, N, C] or, for multi-crop training, a list of such tensors of
+different B and N: norms, projections and the feed-forward branch then run once on all tokens packed together, and attention
+runs group by group (`kernels.CropGroups`), which equals running each tensor on its own.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dinov2.layers.attention import Attention, MemEffAttention
+from dinov2.layers.drop_path import DropPath
+from dinov2.layers.kernels import XFORMERS_AVAILABLE, XFORMERS_ENABLED, CropGroups
+from dinov2.layers.layer_scale import LayerScale
+from dinov2.layers.mlp import Mlp
+
+__all__ = ["XFORMERS_AVAILABLE", "XFORMERS_ENABLED", "Block", "CausalAttentionBlock", "NestedTensorBlock"]
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + ls1(attn(norm1(x))), then x + ls2(mlp(norm2(x)))."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = False,
+        proj_bias: bool = True,
+        ffn_bias: bool = True,
+        drop: float = 0.0,
+        attn_drop: float = 0.0,
+        init_values: float | None = None,
+        drop_path: float = 0.0,
+        act_layer: Callable[..., nn.Module] = nn.GELU,
+        norm_layer: Callable[..., nn.Module] = nn.LayerNorm,
+        attn_class: Callable[..., nn.Module] = Attention,
+        ffn_layer: Callable[..., nn.Module] = Mlp,
+    ) -> None:
+        """init_values: first value of LayerScale; 0 and None both mean no LayerScale. drop_path: stochastic depth rate."""
+        super().__init__()
+        self.norm1 = norm_layer(dim)
+        self.attn = attn_class(
+            dim, num_heads=num_heads, qkv_bias=qkv_bias, proj_bias=proj_bias, attn_drop=attn_drop, proj_drop=drop
+        )
+        self.ls1: LayerScale | nn.Identity = LayerScale(dim, init_values) if init_values else nn.Identity()
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.norm2 = norm_layer(dim)
+        self.mlp = ffn_layer(
+            in_features=dim, hidden_features=int(dim * mlp_ratio), act_layer=act_layer, drop=drop, bias=ffn_bias
+        )
+        self.ls2: LayerScale | nn.Identity = LayerScale(dim, init_values) if init_values else nn.Identity()
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.sample_drop_ratio = drop_path
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        if self.training and self.sample_drop_ratio > 0.1:
+            # Above this rate, leaving samples out of the computation saves more than picking the subset costs.
+            x = drop_add_residual_stochastic_depth(x, self._attention_branch, self.sample_drop_ratio)
+            return drop_add_residual_stochastic_depth(x, self._ffn_branch, self.sample_drop_ratio)
+        if self.training and self.sample_drop_ratio > 0.0:
+            x = x + self.drop_path1(self._attention_branch(x))
+            return x + self.drop_path1(self._ffn_branch(x))  # drop_path1 again, as in the official block
+        x = x + self._attention_branch(x)
+        return x + self._ffn_branch(x)
+
+    def _attention_branch(self, x: Tensor) -> Tensor:
+        return self.ls1(self.attn(self.norm1(x)))
+
+    def _ffn_branch(self, x: Tensor) -> Tensor:
+        return self.ls2(self.mlp(self.norm2(x)))
+
+
+class NestedTensorBlock(Block):
+    """A block that also takes a list of tensors; the block class of the official builders."""
+
+    def forward_nested(self, x_list: Sequence[Tensor]) -> list[Tensor]:
+        """[b_i, n_i, C] each -> the same shapes. While training with any drop rate, each tensor keeps its own sample subset."""
+        assert isinstance(self.attn, MemEffAttention), "a list of crops needs attn_class=MemEffAttention"
+        if self.training and self.sample_drop_ratio > 0.0:
+            # Branches run without LayerScale, which is applied while adding; whether branch 2 has one is read off
+            # branch 1, as in the official block.
+            gammas: Any = (self.ls1.gamma, self.ls2.gamma) if isinstance(self.ls1, LayerScale) else (None, None)
+            x_list = drop_add_residual_stochastic_depth_list(
+                x_list,
+                lambda x, attn_bias: self.attn(self.norm1(x), attn_bias=attn_bias),
+                self.sample_drop_ratio,
+                gammas[0],
+            )
+            return drop_add_residual_stochastic_depth_list(
+                x_list,
+                lambda x, attn_bias: self.mlp(self.norm2(x)),
+                self.sample_drop_ratio,
+                gammas[1],
+            )
+        groups, x = get_attn_bias_and_cat(x_list)
+        x = x + self.ls1(self.attn(self.norm1(x), attn_bias=groups))
+        x = x + self._ffn_branch(x)
+        return groups.split(x)
+
+    def forward(self, x_or_list: Tensor | list[Tensor]) -> Tensor | list[Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """A tensor [B, N, C] as `Block`, a list of them as `forward_nested`."""
+        if isinstance(x_or_list, Tensor):
+            return super().forward(x_or_list)
+        assert isinstance(x_or_list, list), f"expected a tensor or a list of tensors, got {type(x_or_list).__name__}"
+        return self.forward_nested(x_or_list)
+
+
+class CausalAttentionBlock(nn.Module):
+    """Pre-norm block whose tokens see only earlier tokens (text towers)."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        ffn_ratio: float = 4.0,
+        ls_init_value: float | None = None,
+        is_causal: bool = True,
+        act_layer: Callable[..., nn.Module] = nn.GELU,
+        norm_layer: Callable[..., nn.LayerNorm] = nn.LayerNorm,
+        dropout_prob: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.is_causal = is_causal
+        self.ls1 = LayerScale(dim, init_values=ls_init_value) if ls_init_value else nn.Identity()
+        self.attention_norm = norm_layer(dim)
+        self.attention = Attention(dim, num_heads, attn_drop=dropout_prob, proj_drop=dropout_prob)
+        self.ffn_norm = norm_layer(dim)
+        self.feed_forward = Mlp(
+            in_features=dim, hidden_features=int(dim * ffn_ratio), drop=dropout_prob, act_layer=act_layer
+        )
+        self.ls2 = LayerScale(dim, init_values=ls_init_value) if ls_init_value else nn.Identity()
+
+    def init_weights(
+        self,
+        init_attn_std: float | None = None,
+        init_proj_std: float | None = None,
+        init_fc_std: float | None = None,
+        factor: float = 1.0,
+    ) -> None:
+        """Normal weights; defaults: attention dim**-0.5, its output and fc2 `factor` times that, fc1 (2*dim)**-0.5."""
+        attn_std = self.dim**-0.5 if init_attn_std is None else init_attn_std
+        proj_std = attn_std * factor if init_proj_std is None else init_proj_std
+        fc_std = (2 * self.dim) ** -0.5 if init_fc_std is None else init_fc_std
+        self.attention.init_weights(attn_std, proj_std)
+        for norm in (self.attention_norm, self.ffn_norm):
+            norm.reset_parameters()
+        nn.init.normal_(self.feed_forward.fc1.weight, std=fc_std)
+        nn.init.normal_(self.feed_forward.fc2.weight, std=proj_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        x = x + self.ls1(self.attention(self.attention_norm(x), self.is_causal))
+        return x + self.ls2(self.feed_forward(self.ffn_norm(x)))
+
+
+def get_branges_scales(x: Tensor, sample_drop_ratio: float = 0.0) -> tuple[Tensor, float]:
+    """Which samples of x [B, ...] keep their residual, drawn on x's device, and the factor B / kept that makes up for it."""
+    batch = x.shape[0]
+    kept = max(int(batch * (1 - sample_drop_ratio)), 1)
+    return torch.randperm(batch, device=x.device)[:kept], batch / kept
+
+
+def add_residual(
+    x: Tensor,
+    brange: Tensor,
+    residual: Tensor,
+    residual_scale_factor: float,
+    scaling_vector: Tensor | None = None,
+) -> Tensor:
+    """x [B, N, C] plus factor * residual [kept, N, C] (times the vector [C]) on the samples `brange`; in x's dtype."""
+    if scaling_vector is not None:
+        residual = residual * scaling_vector
+    return torch.index_add(x, 0, brange, residual.to(x.dtype), alpha=residual_scale_factor)
+
+
+def drop_add_residual_stochastic_depth(
+    x: Tensor, residual_func: Callable[[Tensor], Tensor], sample_drop_ratio: float = 0.0
+) -> Tensor:
+    """x plus the branch, computed only for a random subset of the samples."""
+    brange, scale = get_branges_scales(x, sample_drop_ratio)
+    return add_residual(x, brange, residual_func(x.index_select(0, brange)), scale)
+
+
+def get_attn_bias_and_cat(
+    x_list: Sequence[Tensor], branges: Sequence[Tensor] | None = None
+) -> tuple[CropGroups, Tensor]:
+    """Pack the tensors, or the samples `branges` of each, into [1, tokens, C], and say where each group lies."""
+    if branges is not None:
+        x_list = [x.index_select(0, brange) for x, brange in zip(x_list, branges, strict=True)]
+    return CropGroups(tuple((x.shape[0], x.shape[1]) for x in x_list)), CropGroups.pack(x_list)
+
+
+def drop_add_residual_stochastic_depth_list(
+    x_list: Sequence[Tensor],
+    residual_func: Callable[..., Tensor],
+    sample_drop_ratio: float = 0.0,
+    scaling_vector: Tensor | None = None,
+) -> list[Tensor]:
+    """The subset regime for a list of crops: one subset per tensor, one call `residual_func(packed, attn_bias=groups)`."""
+    subsets = [get_branges_scales(x, sample_drop_ratio) for x in x_list]
+    groups, packed = get_attn_bias_and_cat(x_list, [brange for brange, _ in subsets])
+    residuals = groups.split(residual_func(packed, attn_bias=groups))
+    return [
+        add_residual(x, brange, residual, scale, scaling_vector)
+        for x, (brange, scale), residual in zip(x_list, subsets, residuals, strict=True)
+    ]

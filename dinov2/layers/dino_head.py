@@ -1,0 +1,134 @@
+"""The projection head of DINO and iBOT: an MLP to a bottleneck, L2 normalisation, and one logit per prototype.
+
+Called by the training room, on class tokens and on masked patch tokens. Keyword flags add what the official head has not;
+their defaults are the official head, and none of them adds a state-dict key.
+
+Shape legend: R rows (tokens; any leading dimensions), D bottleneck channels, K prototypes.
+"""
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dinov2.layers.weight_norm import WeightNormLinear
+from dinov2.utils.errors import UserError
+
+BottleneckNorm = Literal["none", "batch_per_group"]
+
+
+class DINOHead(nn.Module):
+    """[R, in_dim] -> [R, K] prototype logits. Source: DINO (arXiv 2104.14294), section 3.1 and appendix C."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        use_bn: bool = False,
+        nlayers: int = 3,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        mlp_bias: bool = True,
+        *,
+        normalise: bool = True,
+        scale: float = 1.0,
+        freeze_prototypes: bool = False,
+        bottleneck_norm: BottleneckNorm = "none",
+    ) -> None:
+        """
+        normalise: L2-normalise the bottleneck, so that logits are cosines (official); otherwise it is multiplied by `scale`.
+        freeze_prototypes: keep the last layer at its first random values.
+        bottleneck_norm: "batch_per_group" standardises the bottleneck per group of rows first; see `standardise_per_group`.
+        """
+        super().__init__()
+        if bottleneck_norm not in get_args(BottleneckNorm):
+            raise UserError(
+                f"Unknown bottleneck_norm '{bottleneck_norm}'. Allowed: {', '.join(get_args(BottleneckNorm))}."
+            )
+        self.normalise = normalise
+        self.scale = scale
+        self.bottleneck_norm = bottleneck_norm
+        self.mlp = _build_mlp(
+            max(nlayers, 1), in_dim, bottleneck_dim, hidden_dim=hidden_dim, use_bn=use_bn, bias=mlp_bias
+        )
+        self.apply(_init_linear)
+        # After the initialisation pass: the prototypes keep PyTorch's default values, as in the official head.
+        self.last_layer = WeightNormLinear(bottleneck_dim, out_dim)
+        if freeze_prototypes:
+            self.last_layer.requires_grad_(False)
+
+    def forward(self, x: Tensor, groups: Tensor | None = None) -> Tensor:
+        """[..., in_dim] -> [..., K].
+
+        groups: [...] int64, the group of every row; only read when `bottleneck_norm` is "batch_per_group", where None makes
+        all rows one group.
+        """
+        x = self.mlp(x)
+        if self.bottleneck_norm == "batch_per_group":
+            x = standardise_per_group(x, groups)
+        if self.normalise:
+            x = F.normalize(x, dim=-1, p=2, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
+        else:
+            x = x * self.scale
+        return self.last_layer(x)
+
+
+def standardise_per_group(x: Tensor, groups: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
+    """Give each column mean 0 and variance 1 over the rows of each group: batch normalisation without weights or memory.
+
+    x: [..., D]        groups: [...] int64, any labels; None is one group        returns: x's shape and dtype, computed in fp32
+
+    A row that is alone in its group has no spread of its own and is standardised by the statistics of all rows; a row that is
+    alone altogether passes unchanged. Statistics are those of this process's rows.
+    """
+    rows = x.flatten(0, -2)  # [R, D]
+    if rows.shape[0] < 2:
+        return x
+    with torch.autocast(x.device.type, enabled=False):
+        rows = rows.float()
+        overall_var, overall_mean = torch.var_mean(rows, dim=0, correction=0)
+        if groups is None:
+            mean, var = overall_mean, overall_var
+        else:
+            assert groups.shape == x.shape[:-1], f"one group per row: x {tuple(x.shape)}, groups {tuple(groups.shape)}"
+            mean, var = _group_statistics(rows, groups.flatten(), overall_mean, overall_var)
+        return ((rows - mean) * torch.rsqrt(var + eps)).to(x.dtype).view_as(x)
+
+
+def _group_statistics(rows: Tensor, groups: Tensor, overall_mean: Tensor, overall_var: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each row's group, [R, D] each; of all rows where the group has one row."""
+    _, group_of_row, counts = torch.unique(groups, return_inverse=True, return_counts=True)
+
+    def group_mean(values: Tensor) -> Tensor:
+        sums = values.new_zeros(counts.numel(), values.shape[1]).index_add(0, group_of_row, values)
+        return (sums / counts[:, None])[group_of_row]
+
+    mean = group_mean(rows)
+    var = group_mean((rows - mean).square())
+    alone = (counts == 1)[group_of_row][:, None]
+    return torch.where(alone, overall_mean, mean), torch.where(alone, overall_var, var)
+
+
+def _build_mlp(
+    n_layers: int, in_dim: int, bottleneck_dim: int, *, hidden_dim: int, use_bn: bool, bias: bool
+) -> nn.Linear | nn.Sequential:
+    if n_layers == 1:
+        return nn.Linear(in_dim, bottleneck_dim, bias=bias)
+    layers: list[nn.Module] = []
+    width = in_dim
+    for _ in range(n_layers - 1):
+        layers.append(nn.Linear(width, hidden_dim, bias=bias))
+        if use_bn:
+            layers.append(nn.BatchNorm1d(hidden_dim))
+        layers.append(nn.GELU())
+        width = hidden_dim
+    layers.append(nn.Linear(hidden_dim, bottleneck_dim, bias=bias))
+    return nn.Sequential(*layers)
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
