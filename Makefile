@@ -52,8 +52,8 @@ clean:  ## remove .venv, caches and build leftovers; demo folders and runs stay
 
 # Stamps: set-up runs again only when the list of packages changes.
 $(VENV)/.core: setup.py constraints.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "error: $(PYTHON) is `$(PYTHON) --version 2>&1 || echo not there`; VET-DINO needs Python 3.11 or newer. Run: make PYTHON=python3.11 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "error: $(PYTHON) is `$(PYTHON) --version 2>/dev/null || echo not there`; VET-DINO needs Python 3.11 or newer. Run: make PYTHON=python3.11 ..." >&2; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "error: $(PYTHON) has no venv module. On Debian or Ubuntu: apt-get install python3-venv" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
