@@ -1,4 +1,4 @@
-"""Position embeddings on another grid: while a model runs (`interpolate_grid`) and when weights are loaded (`resample_pos_embed`).
+"""Position embeddings on another grid: while a model runs (`interpolate_grid`), and on loading (`resample_pos_embed`).
 
 Shape legend: N patches in h rows and w columns, D channels; a full `pos_embed` is [1, 1 + N, D], class position first.
 """
