@@ -6,8 +6,9 @@ the user ends in one sentence and exit code 2, an interruption in 130; a fault o
 
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Never
+from typing import TYPE_CHECKING, Annotated, Any, Never
 
 import typer
 from typer.core import TyperGroup
@@ -15,6 +16,10 @@ from typer.core import TyperGroup
 import vet_extensions
 from vet_extensions.errors import UserError
 from vet_extensions.progress import Progress
+
+if TYPE_CHECKING:
+    from vet_extensions.evaluation.results import Result
+    from vet_extensions.intake.options import IntakeSummary
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -80,12 +85,14 @@ def options(
     """Options that stand before the verb."""
 
 
-@app.command(epilog="Example: vetdino phantom studies --studies 400 --seed 0")
+@app.command(epilog="Example: vetdino phantom studies_dicom --studies 400 --size 512 --workers 4")
 def phantom(
     out: Out,
     studies: Annotated[int, typer.Option(min=1, help="Number of studies.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same archive.")] = 0,
-    size: Annotated[int, typer.Option(min=32, help="Longest side of an image in pixels.")] = 512,
+    size: Annotated[int, typer.Option(min=32, help="Rows and columns of an image.")] = 512,
+    profile: Annotated[str, typer.Option(help="How common findings are: balanced or clinical.")] = "balanced",
+    plain: Annotated[bool, typer.Option("--plain", help="Uncompressed files with complete headers only.")] = False,
     workers: Workers = 2,
 ) -> None:
     """Write an archive of synthetic canine studies as DICOM files, with the truth about every finding."""
@@ -93,29 +100,57 @@ def phantom(
 
     with Progress("phantom", total=studies, unit="studies") as progress:
         summary = write_archive(
-            out, n_studies=studies, seed=seed, size_px=size, n_workers=workers, on_progress=progress
+            out,
+            n_studies=studies,
+            seed=seed,
+            size_px=size,
+            profile=profile,
+            plain=plain,
+            n_workers=workers,
+            on_progress=progress,
         )
     print(summary)
 
 
-@app.command(epilog="Example: vetdino intake dicom_folder studies --labels labels.csv --longest-side 512 --workers 4")
+@app.command(epilog="Example: vetdino intake studies_dicom studies --labels labels.csv --longest-side 512 --workers 4")
 def intake(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Folder with DICOM files, at any depth.", show_default=False)
+        Path,
+        typer.Argument(metavar="SOURCE", help="Folder with DICOM files, at any depth.", show_default=False),
     ],
     out: Out,
-    labels: Annotated[Path | None, typer.Option(help="CSV or Parquet table of findings per study.")] = None,
-    longest_side: Annotated[int, typer.Option(min=32, help="Longest side of the stored images in pixels.")] = 512,
+    labels: Annotated[
+        Path | None, typer.Option(help="CSV, TSV or Parquet table of findings, by study or by image.")
+    ] = None,
+    longest_side: Annotated[int, typer.Option(min=16, help="Longest side of the stored images in pixels.")] = 512,
+    bits: Annotated[int, typer.Option(help="Bits per stored grey value: 8 or 16.")] = 8,
+    split_seed: Annotated[int, typer.Option(min=0, help="Decides which patients are train, val and test.")] = 0,
     workers: Workers = 2,
 ) -> None:
-    """Turn a folder of DICOM files into a manifest and shards of grey images; what cannot be used is listed with a reason."""
+    """Turn DICOM files into a manifest and shards of grey images; what cannot be used is listed with a reason."""
     from vet_extensions.intake.options import IntakeOptions
     from vet_extensions.intake.run import run_intake
 
-    chosen = IntakeOptions(labels=labels, longest_side=longest_side)
+    chosen = IntakeOptions(labels=labels, longest_side_px=longest_side, bits=bits, split_seed=split_seed)
     with Progress("intake", unit="files") as progress:
         summary = run_intake(source, out, options=chosen, on_progress=progress, n_workers=workers)
-    print(summary)
+    print("\n".join(_in_words(summary)))
+
+
+def _in_words(summary: "IntakeSummary") -> Iterator[str]:
+    if summary.was_already_done:
+        yield "This folder already holds this very intake; nothing was read again."
+    yield f"{summary.n_files:,} files: {summary.n_accepted:,} accepted, {summary.n_rejected:,} rejected (see rejected.csv)."
+    for code, count in sorted(summary.rejected.items()):
+        yield f"  {code}: {count:,}"
+    yield f"{summary.n_patients:,} patients, {summary.n_studies:,} studies, {summary.n_accepted:,} images."
+    for split, counts in summary.splits.items():
+        yield f"  {split}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items())
+    if summary.labels is not None:
+        yield (
+            f"Labels: {len(summary.labels.columns)} findings; {summary.labels.n_images_without_row:,} images without a row, "
+            f"{summary.labels.n_rows_unmatched:,} rows without an image."
+        )
 
 
 @app.command(epilog="Example: vetdino check studies")
@@ -160,14 +195,25 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="Intake folder to evaluate on.", show_default=False)],
     suite: Annotated[Path, typer.Option(help="YAML that names the tasks and protocols.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for the results.", show_default=False)],
-    device: Annotated[str, typer.Option(help="For example cpu or cuda:0.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Embed the images once per model, then score them: k-NN and linear probe with intervals, beside controls."""
+    from dinov2.train.precision import resolve_device
     from vet_extensions.evaluation.suite import run_suite
 
-    with Progress("evaluate") as progress:
-        results = run_suite(runs, data, suite, out, on_progress=progress, device=device)
-    print(results)
+    with Progress("evaluate", unit="images") as progress:
+        results = run_suite(runs, data, suite, out, on_progress=progress, device=resolve_device(device))
+    for row in results:
+        print(_in_one_line(row))
+
+
+def _in_one_line(row: "Result") -> str:
+    seed = "" if row.seed is None else f" seed {row.seed}"
+    what = f"{row.arm}{seed}" if row.baseline is None else f"{row.arm} - {row.baseline}{seed}"
+    return (
+        f"{what:<32} {row.level:<11} {row.group:<8} {row.protocol:<7} {row.metric:<24} "
+        f"{row.value:6.3f} [{row.low:.3f}, {row.high:.3f}]"
+    )
 
 
 @app.command(epilog="Example: vetdino export run --to hub --out backbone.pth --img-size 518")
@@ -176,8 +222,9 @@ def export(
     out: Annotated[Path, typer.Option(help="File to write.", show_default=False)],
     to: Annotated[str, typer.Option(help="Format: hub (a state dict that dinov2's builders load).")] = "hub",
     img_size: Annotated[
-        int | None, typer.Option(min=14, help="Resample the position embedding for this image side.")
+        int | None, typer.Option(min=1, help="Resample the position embedding for images of this side.")
     ] = None,
+    arch: Annotated[str | None, typer.Option(help="Architecture of a checkpoint without a config.yaml.")] = None,
 ) -> None:
     """Write the teacher's backbone in a format that others load; it is loaded again and compared before it counts."""
     if to != "hub":
@@ -186,7 +233,7 @@ def export(
         )
     from vet_extensions.export.checkpoint import export_hub
 
-    print(export_hub(run, out, img_size=img_size))
+    print(export_hub(run, out, img_size=img_size, arch=arch))
 
 
 @app.command(epilog="Example: vetdino demo --quick --out demo-quick")

@@ -156,3 +156,52 @@ def test_demo_writes_into_a_folder_named_after_its_size(monkeypatch: pytest.Monk
     assert calls == {"args": (Path("demo-quick"),), "quick": True, "seed": 0, "n_workers": 2}
     assert run("demo", "--out", "elsewhere", "--seed", "4").exit_code == 0
     assert calls == {"args": (Path("elsewhere"),), "quick": False, "seed": 4, "n_workers": 2}
+
+
+def test_phantom_counts_its_studies_and_prints_the_summary(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls()
+    put_module(monkeypatch, "vet_extensions.phantom.archive", write_archive=calls)
+    result = run("phantom", "out", "--studies", "7", "--size", "64", "--plain")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "the room's summary\n"
+    progress = calls.pop("on_progress")
+    assert progress.total == 7
+    expected = {"n_studies": 7, "seed": 0, "size_px": 64, "profile": "balanced", "plain": True, "n_workers": 2}
+    assert calls == {"args": (Path("out"),), **expected}
+
+
+def test_intake_says_what_became_of_every_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vet_extensions.intake.options import IntakeOptions, IntakeSummary
+
+    seen: dict[str, Any] = {}
+
+    def run_intake(source: Path, out: Path, **kwargs: Any) -> IntakeSummary:
+        seen.update(kwargs, source=source, out=out)
+        return IntakeSummary(
+            n_files=5,
+            n_accepted=3,
+            n_rejected=2,
+            n_patients=2,
+            n_studies=2,
+            rejected={"NOT_DICOM": 2},
+            splits={"train": {"patients": 1, "studies": 1, "images": 2}},
+        )
+
+    put_module(monkeypatch, "vet_extensions.intake.run", run_intake=run_intake)
+    result = run("intake", "dicom", "out", "--longest-side", "256", "--split-seed", "3", "--workers", "0")
+    assert result.exit_code == 0, result.stderr
+    assert seen["options"] == IntakeOptions(longest_side_px=256, split_seed=3)
+    assert (seen["source"], seen["out"], seen["n_workers"]) == (Path("dicom"), Path("out"), 0)
+    assert result.stdout.splitlines() == [
+        "5 files: 3 accepted, 2 rejected (see rejected.csv).",
+        "  NOT_DICOM: 2",
+        "2 patients, 2 studies, 3 images.",
+        "  train: 1 patients, 1 studies, 2 images",
+    ]
+
+
+def test_a_choice_that_intake_refuses_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_module(monkeypatch, "vet_extensions.intake.run", run_intake=Calls())
+    result = run("intake", "dicom", "out", "--bits", "12")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: bits is 12;")
