@@ -232,7 +232,8 @@ def _add_greyscale(file: Dataset, mapping: DisplayMapping, plan: HeaderPlan) -> 
         file.ModalityLUTSequence = [_lut(table, first=0, bits=16)]
         file.ModalityLUTSequence[0].ModalityLUTType = "US"
     elif mapping.modality == "RESCALE" or not plan.is_cr:
-        file.RescaleIntercept, file.RescaleSlope, file.RescaleType = mapping.intercept, mapping.slope, "US"
+        file.RescaleIntercept, file.RescaleSlope = f"{mapping.intercept:g}", f"{mapping.slope:g}"
+        file.RescaleType = "US"
     if mapping.voi == "LUT":
         ramp = np.linspace(0, 1, mapping.high - mapping.low + 1) ** mapping.curve
         file.VOILUTSequence = [_lut(np.rint(ramp * (2**_VOI_LUT_BITS - 1)), first=mapping.low, bits=_VOI_LUT_BITS)]

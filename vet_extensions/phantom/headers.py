@@ -125,6 +125,8 @@ def draw_plan(key: ImageKey) -> HeaderPlan:
     draw = int(image.integers(10))
     if draw < len(habits):
         variants.add(habits[draw])
+    if Variant.VIEW_IN_TEXT_ONLY in variants:
+        variants.add(Variant.ORIENTATION_MISSING)  # its letters would tell a lateral from a frontal view
     return HeaderPlan(CR_IMAGE_STORAGE if is_cr else DX_FOR_PRESENTATION, character_set, frozenset(variants))
 
 
@@ -208,6 +210,11 @@ def build_header(key: ImageKey, plan: HeaderPlan, *, spacing_mm: float) -> Datas
     return header
 
 
+def series_uid(key: ImageKey, plan: HeaderPlan) -> str:
+    """One series for the study, or, as other machines have it, one for each view."""
+    return key.uid("view series" if Variant.SERIES_PER_VIEW in plan.variants else "series")
+
+
 def _code(value: str, meaning: str, scheme: str = "SCT") -> Dataset:
     item = Dataset()
     item.CodeValue = value
@@ -250,7 +257,7 @@ def _add_study_and_series(header: Dataset, key: ImageKey, plan: HeaderPlan) -> N
     header.StudyDescription = "Thorax and abdomen"
     header.AccessionNumber = ""
     header.ReferringPhysicianName = ""
-    header.SeriesInstanceUID = key.uid("view series" if own_series else "series")
+    header.SeriesInstanceUID = series_uid(key, plan)
     header.SeriesNumber = key.image_index + 1 if own_series else 1
     header.Modality = "CR" if plan.is_cr else "DX"
     header.Manufacturer = "VET-DINO"
