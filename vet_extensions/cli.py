@@ -155,10 +155,13 @@ def _in_words(summary: "IntakeSummary") -> Iterator[str]:
 
 @app.command(epilog="Example: vetdino check studies")
 def check(root: IntakeRoot) -> None:
-    """Check an intake folder (leaks between splits, orphans, duplicates) and say what is in it."""
+    """Say what is in an intake folder, and what is wrong with it; exit code 2 where something is."""
     from vet_extensions.manifest.validate import summarise
 
-    print(summarise(root))
+    report = summarise(root)
+    print(report)
+    if not report.is_sound:
+        raise typer.Exit(USER_ERROR)
 
 
 @app.command(

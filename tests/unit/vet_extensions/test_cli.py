@@ -205,3 +205,18 @@ def test_a_choice_that_intake_refuses_is_a_sentence(monkeypatch: pytest.MonkeyPa
     result = run("intake", "dicom", "out", "--bits", "12")
     assert result.exit_code == 2
     assert result.stderr.startswith("error: bits is 12;")
+
+
+@pytest.mark.parametrize(("problems", "code"), [((), 0), (("3 patients are in more than one split.",), 2)])
+def test_check_ends_with_an_exit_code_that_a_script_can_use(
+    monkeypatch: pytest.MonkeyPatch, problems: tuple[str, ...], code: int
+) -> None:
+    from vet_extensions.manifest.validate import CheckReport
+
+    def summarise(root: Path) -> CheckReport:
+        return CheckReport(n_images=4, n_studies=2, n_patients=1, problems=problems)
+
+    monkeypatch.setattr("vet_extensions.manifest.validate.summarise", summarise)
+    result = run("check", "studies")
+    assert result.exit_code == code
+    assert all(problem in result.stdout for problem in problems)
