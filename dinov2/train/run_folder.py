@@ -11,6 +11,7 @@ MAY_DIFFER = (
     "train.output_dir",
     "train.num_workers",
     "train.device",
+    "train.cpu_threads",
     "train.checkpoints_to_keep",
     "train.checkpoint_period_iterations",
     "train.log_period_iterations",

@@ -255,6 +255,8 @@ def main(args: argparse.Namespace) -> dict[str, float]:
         set_aside_checkpoints(Path(cfg.train.output_dir))
     write_config(cfg, cfg.train.output_dir)
     logger.info("configuration:\n%s", OmegaConf.to_yaml(cfg))
+    if cfg.train.cpu_threads > 0:
+        torch.set_num_threads(cfg.train.cpu_threads)
     model = SSLMetaArch(cfg).to(resolve_device(cfg.train.device))
     logger.info("loss routing:\n%s", model.router.describe())
     if args.eval_only:
