@@ -24,8 +24,9 @@ LABELS_FILE = "labels.csv"
 
 _VERSION_KEY = b"vetdino.truth_version"
 _POINT = [("x_mm", pa.float32()), ("y_mm", pa.float32()), ("z_mm", pa.float32())]
-_LANDMARK = pa.struct([("name", pa.string()), *_POINT, ("column_px", pa.float32()), ("row_px", pa.float32())])
-_CENTROID = pa.struct([("finding", pa.string()), *_POINT])
+_PIXEL = [("column_px", pa.float32()), ("row_px", pa.float32())]
+_LANDMARK = pa.struct([("name", pa.string()), *_POINT, *_PIXEL])
+_CENTROID = pa.struct([("finding", pa.string()), *_POINT, *_PIXEL])
 
 TRUTH_SCHEMA = pa.schema(
     [
@@ -78,8 +79,13 @@ def truth_row(
     landmarks_mm: Mapping[str, np.ndarray],
     landmarks_px: Mapping[str, tuple[float, float]],
     centroids_mm: Mapping[str, Sequence[tuple[float, float, float]]],
+    centroids_px: Mapping[str, Sequence[tuple[float, float]]],
 ) -> dict[str, Any]:
-    """One image's row, keyed by the names of `TRUTH_SCHEMA`. path: relative to the archive, with forward slashes."""
+    """One image's row, keyed by the names of `TRUTH_SCHEMA`.
+
+    path: relative to the archive, with forward slashes. Points are in this exposure's body frame, mm, and in pixels as
+    (column, row); both mappings of a pair have the same names, and as many points under each.
+    """
     mapping = written.mapping
     center, width = mapping.window or (None, None)
     return {
@@ -96,9 +102,11 @@ def truth_row(
         "pixel_spacing_mm": pixel_spacing_mm,
         "trunk_length_mm": trunk_length_mm,
         **{name: int(findings[name]) for name in FINDINGS},
-        "landmarks": [_landmark(name, point, landmarks_px.get(name)) for name, point in landmarks_mm.items()],
+        "landmarks": [{"name": name, **_point(mm, landmarks_px[name])} for name, mm in landmarks_mm.items()],
         "finding_centroids": [
-            {"finding": name, **_point(point)} for name, points in centroids_mm.items() for point in points
+            {"finding": name, **_point(mm, px)}
+            for name, points in centroids_mm.items()
+            for mm, px in zip(points, centroids_px[name], strict=True)
         ],
         "sop_class": written.plan.sop_class,
         "transfer_syntax": written.transfer_syntax,
@@ -164,14 +172,9 @@ def write_labels(path: Path, truth: pa.Table) -> None:
     partial.replace(path)
 
 
-def _landmark(name: str, point_mm: np.ndarray, point_px: tuple[float, float] | None) -> dict[str, Any]:
-    column, row = point_px if point_px is not None else (None, None)
-    return {"name": name, **_point(point_mm), "column_px": column, "row_px": row}
-
-
-def _point(point_mm: Sequence[float] | np.ndarray) -> dict[str, float]:
-    x, y, z = (float(value) for value in point_mm)
-    return {"x_mm": x, "y_mm": y, "z_mm": z}
+def _point(mm: Sequence[float] | np.ndarray, px: tuple[float, float]) -> dict[str, float]:
+    x, y, z = (float(value) for value in mm)
+    return {"x_mm": x, "y_mm": y, "z_mm": z, "column_px": px[0], "row_px": px[1]}
 
 
 def _replace_table(path: Path, table: pa.Table) -> None:

@@ -37,9 +37,10 @@ def make_row(folder: Path, *, study_number: int = 0, image_index: int = 0, findi
         pixel_spacing_mm=0.75,
         trunk_length_mm=215.0,
         findings={name: name == finding for name in FINDINGS},
-        landmarks_mm={"carina": np.array([60.0, 1.0, -40.0]), "hidden": np.array([0.0, 0.0, 0.0])},
+        landmarks_mm={"carina": np.array([60.0, 1.0, -40.0])},
         landmarks_px={"carina": (15.25, 11.5)},
         centroids_mm={finding: [(1.0, 2.0, 3.0), (4.0, 5.0, 6.0)]},
+        centroids_px={finding: [(7.0, 8.0), (9.0, -3.5)]},
     )
 
 
@@ -58,12 +59,11 @@ def test_findings_are_columns_named_as_in_the_schema_of_the_house(tmp_path: Path
 def test_landmarks_and_centroids_come_back_in_millimetres_and_pixels(tmp_path: Path) -> None:
     write_truth(tmp_path / TRUTH_FILE, [make_row(tmp_path)])
     (row,) = read_truth(tmp_path / TRUTH_FILE).to_pylist()
-    carina, hidden = row["landmarks"]
+    (carina,) = row["landmarks"]
     assert carina == {"name": "carina", "x_mm": 60, "y_mm": 1, "z_mm": -40, "column_px": 15.25, "row_px": 11.5}
-    assert hidden["column_px"] is None
     assert row["finding_centroids"] == [
-        {"finding": "nodule", "x_mm": 1, "y_mm": 2, "z_mm": 3},
-        {"finding": "nodule", "x_mm": 4, "y_mm": 5, "z_mm": 6},
+        {"finding": "nodule", "x_mm": 1, "y_mm": 2, "z_mm": 3, "column_px": 7, "row_px": 8},
+        {"finding": "nodule", "x_mm": 4, "y_mm": 5, "z_mm": 6, "column_px": 9, "row_px": -3.5},
     ]
 
 
