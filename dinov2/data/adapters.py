@@ -37,8 +37,9 @@ class PositionSeededDataset(Dataset):
     """Makes the randomness of an item depend only on (seed, position in the run), whichever process or worker makes it.
 
     For transforms that draw from the global generators of torch and `random`, such as `DataAugmentationDINO`. The generators
-    are put back afterwards, so that nothing else notices. Needs the indices of `SeededInfiniteSampler`; an index without a
-    position is passed on as it is.
+    are put back afterwards, so that nothing else notices. A crop dictionary without a `position` is given one, from which a
+    collate function can seed its masks. Needs the indices of `SeededInfiniteSampler`; an index without a position is passed
+    on as it is.
     """
 
     def __init__(self, dataset: Any, *, seed: int) -> None:
@@ -54,9 +55,12 @@ class PositionSeededDataset(Dataset):
             torch.random.default_generator.manual_seed(int(sample_seed))
             random.seed(int(sample_seed))
             try:
-                return self._dataset[index]
+                item = self._dataset[index]
             finally:
                 random.setstate(python_state)
+        if isinstance(item[0], dict):
+            item[0].setdefault("position", index.position)
+        return item
 
     def __len__(self) -> int:
         return len(self._dataset)
