@@ -288,7 +288,7 @@ def make_classification_eval_transform(
     mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
     std: Sequence[float] = IMAGENET_DEFAULT_STD,
 ) -> Compose:
-    """Resize, central crop, tensor, normalisation: the one view of an image that evaluations look at."""
+    """Resize, central crop, tensor, normalisation: the one crop of an image that evaluations look at."""
     steps: list[Transform] = [Resize(resize_size, interpolation=interpolation), CenterCrop(crop_size), MaybeToTensor()]
     return Compose([*steps, make_normalize_transform(mean=mean, std=std)])
 
