@@ -1,0 +1,1 @@
+"""Entry points of `torch.hub` and `hubconf.py`."""
