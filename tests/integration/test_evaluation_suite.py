@@ -1,0 +1,227 @@
+"""The suite on a tiny archive: two runs beside their controls, every level, honest splits, one embedding a checkpoint."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from dinov2.configs import dinov2_default_config
+from dinov2.models import build_model_from_cfg
+from vet_extensions.errors import UserError
+from vet_extensions.evaluation import controls
+from vet_extensions.evaluation.results import Result, SuiteConfig, load_suite, read_results
+from vet_extensions.evaluation.suite import knn_curve, run_suite
+from vet_extensions.manifest import write_manifest
+from vet_extensions.schema import GROSS_FINDINGS, LABEL_PREFIX, IntakeFolder
+from vet_extensions.shards import ShardWriter
+
+N_STUDIES, N_TEST = 90, 30
+SUITE = load_suite(
+    {"knn": {"ks": [5, 15]}, "linear": {"c_grid": [0.001, 0.1]}, "bootstrap": {"n_resamples": 40}, "image_size_px": 16}
+)
+
+
+def write_archive(root: Path, *, label_names: tuple[str, ...] = (*GROSS_FINDINGS, "nodule"), seed: int = 0) -> Path:
+    """Studies of a lateral and a VD (every tenth lacks the VD). The first label is a bright band in both, the rest is chance.
+
+    50 training, 10 validation and 30 test studies, one patient each.
+    """
+    generator = np.random.default_rng(seed)
+    labels = (generator.random((N_STUDIES, len(label_names))) < 0.4).astype(np.int8)
+    split = np.repeat(["train", "val", "test"], [N_STUDIES - N_TEST - 10, 10, N_TEST])
+    rows: dict[str, list] = {name: [] for name in ("image_id", "study_id", "patient_id", "view", "split")}
+    of_study = []
+    with ShardWriter(IntakeFolder(root).shards) as writer:
+        for study in range(N_STUDIES):
+            for view in ("LATERAL_RIGHT", "VD")[: 1 if study % 10 == 0 else 2]:
+                pixels = generator.integers(60, 120, size=(24, 20), dtype=np.uint8)
+                pixels[8:16] += np.uint8(120 * labels[study, 0])
+                row = (f"i{study:03d}{view}", f"s{study:03d}", f"p{study:03d}", view, str(split[study]))
+                for name, value in zip(rows, row, strict=True):
+                    rows[name].append(value)
+                writer.add(row[0], pixels)
+                of_study.append(study)
+    columns = {f"{LABEL_PREFIX}{name}": labels[of_study, place] for place, name in enumerate(label_names)}
+    write_manifest(pa.table({**rows, **columns}), IntakeFolder(root).manifest)
+    return root
+
+
+def write_run(folder: Path, *, routing: str, seed: int, iterations: tuple[int, ...] = (9,)) -> Path:
+    """A run folder whose checkpoints hold weights drawn from (seed, iteration, routing)."""
+    student = {"arch": "vit_micro", "patch_size": 8}
+    changes = {
+        "student": student,
+        "crops": {"global_crops_size": 16},
+        "routing": {"name": routing},
+        "train": {"seed": seed},
+    }
+    config = OmegaConf.merge(dinov2_default_config, changes)
+    for iteration in iterations:
+        torch.manual_seed(1000 * seed + iteration + len(routing))
+        backbone, _ = build_model_from_cfg(config, only_teacher=True)
+        path = folder / "eval" / f"training_{iteration}" / "teacher_checkpoint.pth"
+        path.parent.mkdir(parents=True)
+        torch.save({"teacher": {f"backbone.{k}": v for k, v in backbone.state_dict().items()}}, path)
+    OmegaConf.save(config, folder / "config.yaml")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path], list[Result]]:
+    """(folder, run folders, results) of two arms with one seed each."""
+    folder = tmp_path_factory.mktemp("suite")
+    archive = write_archive(folder / "archive")
+    runs = [write_run(folder / routing, routing=routing, seed=0) for routing in ("same_image", "vet_dino")]
+    return folder, runs, run_suite(runs, archive, SUITE, folder / "out")
+
+
+def find(results: list[Result], **wanted: object) -> list[Result]:
+    return [row for row in results if all(getattr(row, name) == value for name, value in wanted.items())]
+
+
+def test_every_subject_is_measured_at_every_level_with_both_protocols_and_metrics(evaluated: tuple) -> None:
+    _, _, results = evaluated
+    means = find(results, kind="mean")
+    assert {row.arm for row in means} == {"same_image", "vet_dino", "random_init", "raw_pixels"}
+    assert len(means) == 4 * len(SUITE.levels) * len(SUITE.groups) * len(SUITE.protocols) * 2
+    assert all(row.low <= row.value <= row.high for row in means)
+
+
+def test_the_finding_that_was_put_in_is_found_by_the_raw_pixels(evaluated: tuple, tmp_path: Path) -> None:
+    archive = write_archive(tmp_path / "archive", label_names=("bright_band",))
+    suite = replace(SUITE, controls=("raw_pixels",), levels=("image", "study"))
+    results = run_suite(evaluated[1][:1], archive, suite, tmp_path / "out")
+    for level in suite.levels:
+        (row,) = find(
+            results, kind="mean", arm="raw_pixels", level=level, protocol="linear", group="all", metric="macro_auroc"
+        )
+        assert row.value > 0.9
+
+
+def test_rows_carry_what_decided_them(evaluated: tuple) -> None:
+    folder, _, results = evaluated
+    (row,) = find(
+        results, kind="score", arm="vet_dino", level="study", group="gross", protocol="knn", metric="macro_auroc"
+    )
+    assert (row.seed, row.iteration, row.n_images, row.n_patients, row.n_labels) == (0, 9, N_TEST, N_TEST, 6)
+    assert len(row.checkpoint_hash) == 16
+    assert row.config["k"][0] in (5, 15)
+    assert row.config["n_missing_families"] == 3
+    assert row.config["image_size_px"] == 16
+    assert read_results(folder / "out" / "results.jsonl") == results
+
+
+def test_arms_are_compared_with_their_random_init_and_with_each_other(evaluated: tuple) -> None:
+    _, _, results = evaluated
+    differences = find(results, kind="difference", level="image", group="gross", protocol="knn", metric="macro_auroc")
+    assert {(row.arm, row.baseline) for row in differences} == {
+        ("same_image", "random_init"),
+        ("vet_dino", "random_init"),
+        ("vet_dino", "same_image"),
+    }
+    value = {row.arm: row.value for row in find(results, kind="mean", level="image", group="gross", protocol="knn",
+                                                metric="macro_auroc")}  # fmt: skip
+    for row in differences:
+        assert row.value == pytest.approx(value[row.arm] - value[row.baseline])
+
+
+def test_test_labels_play_no_part_in_choosing_hyper_parameters(evaluated: tuple, tmp_path: Path) -> None:
+    folder, runs, results = evaluated
+    archive = write_archive(tmp_path / "archive")
+    path = IntakeFolder(archive).manifest
+    table = pq.read_table(path)
+    is_test = np.array(table["split"].to_pylist()) == "test"
+    for name in [name for name in table.column_names if name.startswith(LABEL_PREFIX)]:
+        values = table[name].to_numpy()
+        flipped = np.where(is_test, 1 - values, values).astype(np.int8)
+        table = table.set_column(table.column_names.index(name), name, pa.array(flipped))
+    write_manifest(table, path)
+    flipped_results = run_suite(runs[:1], archive, replace(SUITE, controls=()), tmp_path / "out")
+    for row in find(flipped_results, kind="score"):
+        (before,) = find(
+            results,
+            kind="score",
+            arm=row.arm,
+            level=row.level,
+            group=row.group,
+            protocol=row.protocol,
+            metric=row.metric,
+        )
+        assert [row.config.get(name) for name in ("k", "C")] == [before.config.get(name) for name in ("k", "C")]
+        if row.metric == "macro_auroc":
+            assert row.value == pytest.approx(1 - before.value, abs=1e-5)
+
+
+def test_a_second_evaluation_reads_the_features_and_gives_the_same_numbers(
+    evaluated: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, runs, results = evaluated
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("embedded a second time")
+
+    monkeypatch.setattr(controls, "embed", refuse)
+    again = run_suite(runs, folder / "archive", SUITE, folder / "out")
+    assert [row.value for row in again] == [row.value for row in results]
+
+
+def test_an_archive_with_other_labels_has_no_gross_group_and_no_cross_view(evaluated: tuple, tmp_path: Path) -> None:
+    archive = write_archive(tmp_path / "archive", label_names=("bright_band", "other"))
+    results = run_suite(evaluated[1][:1], archive, replace(SUITE, controls=()), tmp_path / "out")
+    assert {row.group for row in results} == {"all"}
+    assert {row.level for row in results} == set(SUITE.levels) - {"cross_view"}
+
+
+def test_a_second_checkpoint_of_the_same_arm_and_seed_gets_a_name_of_its_own(evaluated: tuple, tmp_path: Path) -> None:
+    folder, runs, _ = evaluated
+    suite = replace(SUITE, controls=(), levels=("image",), protocols=("knn",))
+    results = run_suite([runs[0], runs[0]], folder / "archive", suite, tmp_path / "out")
+    assert {row.arm for row in results} == {"same_image", "same_image#2"}
+
+
+def test_the_curve_follows_the_checkpoints_and_never_reads_a_test_image(
+    evaluated: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _, _ = evaluated
+    run = write_run(tmp_path / "run", routing="vet_dino", seed=0, iterations=(19, 4, 9))
+    read: set[int] = set()
+    embed = controls.embed
+
+    def watch(*args: object, **given: object) -> object:
+        read.update(np.asarray(given["row_index"]).tolist())
+        return embed(*args, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(controls, "embed", watch)
+    seen: list[tuple[int, int]] = []
+    curve = knn_curve(
+        run, folder / "archive", SUITE, max_bank_images=40, on_progress=lambda done, total: seen.append((done, total))
+    )
+    split = np.array(pq.read_table(IntakeFolder(folder / "archive").manifest)["split"].to_pylist())
+    assert [iteration for iteration, _ in curve] == [4, 9, 19]
+    assert all(0 <= value <= 1 for _, value in curve)
+    assert set(split[sorted(read)]) == {"train", "val"}
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_progress_ends_at_its_total(evaluated: tuple, tmp_path: Path) -> None:
+    folder, runs, _ = evaluated
+    seen: list[tuple[int, int]] = []
+    suite = SuiteConfig(image_size_px=16, levels=("image",), protocols=("knn",))
+    run_suite(runs[:1], folder / "archive", suite, tmp_path, on_progress=lambda done, total: seen.append((done, total)))
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_an_archive_without_a_test_split_is_refused(evaluated: tuple, tmp_path: Path) -> None:
+    archive = write_archive(tmp_path / "archive")
+    path = IntakeFolder(archive).manifest
+    table = pq.read_table(path)
+    place = table.column_names.index("split")
+    write_manifest(table.set_column(place, "split", pa.array(["train"] * len(table))), path)
+    with pytest.raises(UserError, match="no images in split test"):
+        run_suite(evaluated[1], archive, SUITE, tmp_path / "out")
