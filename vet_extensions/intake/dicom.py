@@ -1,0 +1,258 @@
+"""One DICOM file, opened safely: the parser sees only listed attributes, sizes are checked before anything is decoded, and every
+fault becomes a `Refusal` with a reason code. `header` and `image` call it in the workers; `decode` does the pixels.
+
+Standards: PS3.10 section 7.1 (file format), PS3.5 Annex A (transfer syntaxes), PS3.3 C.7.6.3 (image pixel module), PS3.4 Annex
+B.5 (SOP classes).
+"""
+
+import logging
+import stat
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pydicom
+import pydicom.config
+from pydicom import Dataset
+from pydicom.multival import MultiValue
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+
+from vet_extensions.intake.deidentify import HEADER_KEYWORDS, PIXEL_KEYWORDS
+from vet_extensions.intake.options import MIN_SIDE_PX
+from vet_extensions.intake.refusal import Refusal
+from vet_extensions.schema import RejectionCode as Code
+
+# PS3.4 B.5: radiographs as meant for the eye.
+PRESENTATION_CLASSES = {
+    "1.2.840.10008.5.1.4.1.1.1": "CR",
+    "1.2.840.10008.5.1.4.1.1.1.1": "DX",
+    "1.2.840.10008.5.1.4.1.1.1.2": "MG",
+    "1.2.840.10008.5.1.4.1.1.1.3": "IO",
+}
+PROCESSING_CLASSES = frozenset(
+    {"1.2.840.10008.5.1.4.1.1.1.1.1", "1.2.840.10008.5.1.4.1.1.1.2.1", "1.2.840.10008.5.1.4.1.1.1.3.1"}
+)
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+DICOMDIR = "1.2.840.10008.1.3.10"
+
+_HEADER_ROOM_BYTES = 64 * 2**20
+"""What a file may hold besides its pixels (overlays, private data) before it counts as too large."""
+
+
+@dataclass(frozen=True)
+class PixelLayout:
+    """The image pixel module (PS3.3 C.7.6.3.1), checked."""
+
+    rows: int
+    columns: int
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    is_signed: bool
+
+    @property
+    def n_bytes(self) -> int:
+        return self.rows * self.columns * self.bits_allocated // 8
+
+
+@contextmanager
+def open_dicom(path: Path, *, with_pixels: bool, max_pixels: int) -> Iterator[Dataset]:
+    """The listed attributes of one file, with PixelData or without.
+
+    Inside the block pydicom neither warns nor logs: its messages quote values, and values are people's names.
+    Errors: Refusal.
+    """
+    with _quiet_pydicom():
+        try:
+            with _open_regular(path, max_bytes=4 * max_pixels + _HEADER_ROOM_BYTES) as file:
+                dataset = _parse(file, with_pixels=with_pixels, max_bytes=4 * max_pixels + _HEADER_ROOM_BYTES)
+        except OSError as error:
+            # The error's own text holds the path; its class does not.
+            raise Refusal(Code.UNREADABLE, f"the file could not be read ({type(error).__name__})") from None
+        yield dataset
+
+
+def check_is_radiograph(dataset: Dataset, *, accept_secondary_capture: bool) -> None:
+    """Refuse what is not a radiograph for presentation. An empty answer is a yes."""
+    sop_class = text(dataset, "SOPClassUID")
+    if not sop_class:
+        media_class = str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
+        if media_class == DICOMDIR:
+            raise Refusal(Code.UNSUPPORTED_SOP_CLASS, "a DICOMDIR: a table of contents, not an image")
+        raise Refusal(Code.MISSING_IDENTIFIER, "SOPClassUID is missing or empty")
+    if sop_class in PROCESSING_CLASSES or text(dataset, "PresentationIntentType").upper() == "FOR PROCESSING":
+        raise Refusal(Code.FOR_PROCESSING, "raw detector values; no transformation for presentation is defined")
+    if sop_class == SECONDARY_CAPTURE and accept_secondary_capture:
+        return
+    if sop_class not in PRESENTATION_CLASSES:
+        raise Refusal(Code.UNSUPPORTED_SOP_CLASS, _class_name(sop_class))
+
+
+def pixel_layout(dataset: Dataset, *, max_pixels: int) -> PixelLayout:
+    """Check everything about the pixels that can be known before decoding."""
+    n_frames = whole_number(dataset, "NumberOfFrames", default=1)
+    if n_frames != 1:
+        raise Refusal(Code.MULTI_FRAME, f"{n_frames} frames")
+    samples = whole_number(dataset, "SamplesPerPixel", default=1)
+    photometric = text(dataset, "PhotometricInterpretation").upper()
+    if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        shown = photometric if photometric in _PHOTOMETRICS else "an unknown interpretation"
+        raise Refusal(Code.UNSUPPORTED_PHOTOMETRIC, f"{shown or 'no interpretation'} with {samples} samples per pixel")
+    rows, columns = whole_number(dataset, "Rows"), whole_number(dataset, "Columns")
+    if rows * columns > max_pixels:
+        raise Refusal(Code.TOO_LARGE, f"{rows} x {columns} pixels; at most {max_pixels:,} are read")
+    if min(rows, columns) < MIN_SIDE_PX:
+        raise Refusal(Code.TOO_SMALL, f"{rows} x {columns} pixels; the shorter side needs at least {MIN_SIDE_PX}")
+    allocated = whole_number(dataset, "BitsAllocated")
+    stored = whole_number(dataset, "BitsStored", default=allocated)
+    high_bit = whole_number(dataset, "HighBit", default=stored - 1)
+    sign = whole_number(dataset, "PixelRepresentation", default=0)
+    if (
+        allocated not in (8, 16)
+        or not 1 <= stored <= allocated
+        or not stored - 1 <= high_bit < allocated
+        or sign not in (0, 1)
+    ):
+        raise Refusal(
+            Code.HEADER_MALFORMED,
+            f"BitsAllocated {allocated}, BitsStored {stored}, HighBit {high_bit}, PixelRepresentation {sign} do not fit together",
+        )
+    return PixelLayout(rows, columns, allocated, stored, high_bit, bool(sign))
+
+
+def text(dataset: Dataset, keyword: str) -> str:
+    """The value as text, "" where absent or empty; several values joined by a backslash, as DICOM writes them."""
+    value = _value(dataset, keyword)
+    if value is None:
+        return ""
+    if isinstance(value, (list, tuple, MultiValue)):
+        return "\\".join(str(part) for part in value).strip()
+    return str(value).strip(" \0\t\r\n")
+
+
+def number(dataset: Dataset, keyword: str, *, index: int = 0) -> float | None:
+    """Value number `index` as a float (it may be NaN or infinite), None where absent or empty."""
+    value = _value(dataset, keyword)
+    if isinstance(value, (list, tuple, MultiValue)):
+        value = value[index] if len(value) > index else None
+    elif index > 0:
+        value = None
+    if value is None or value == "":
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise Refusal(Code.HEADER_MALFORMED, f"{keyword} is not a number") from None
+
+
+def whole_number(dataset: Dataset, keyword: str, *, default: int | None = None) -> int:
+    """The value as an integer, `default` where absent; refused if it is neither."""
+    value = number(dataset, keyword)
+    if value is None:
+        if default is None:
+            raise Refusal(Code.HEADER_MALFORMED, f"{keyword} is missing")
+        return default
+    if not np.isfinite(value) or value != int(value) or value < 0:
+        raise Refusal(Code.HEADER_MALFORMED, f"{keyword} is not a whole number")
+    return int(value)
+
+
+_PHOTOMETRICS = frozenset(
+    {
+        "",
+        "MONOCHROME1",
+        "MONOCHROME2",
+        "PALETTE COLOR",
+        "RGB",
+        "YBR_FULL",
+        "YBR_FULL_422",
+        "YBR_PARTIAL_420",
+        "YBR_ICT",
+        "YBR_RCT",
+    }
+)
+
+
+def _value(dataset: Dataset, keyword: str) -> Any:
+    """Raw values are converted on access, so that any fault of the file can come up here."""
+    try:
+        return dataset.get(keyword)
+    except Exception as error:
+        raise Refusal(Code.HEADER_MALFORMED, f"{keyword} cannot be read ({type(error).__name__})") from None
+
+
+def _class_name(sop_class: str) -> str:
+    name = UID(sop_class).name
+    return name if name != sop_class else "an unknown or private SOP class"
+
+
+@contextmanager
+def _quiet_pydicom() -> Iterator[None]:
+    logger = logging.getLogger("pydicom")
+    settings = pydicom.config.settings
+    was_disabled, mode = logger.disabled, settings.reading_validation_mode
+    logger.disabled = True
+    settings.reading_validation_mode = pydicom.config.IGNORE
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = was_disabled
+        settings.reading_validation_mode = mode
+
+
+def _open_regular(path: Path, *, max_bytes: int) -> BinaryIO:
+    """Opening a FIFO would wait for ever and a device may be endless, so look first."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise Refusal(Code.NOT_A_REGULAR_FILE, "a link, pipe, socket or device")
+    if status.st_size > max_bytes:
+        raise Refusal(Code.TOO_LARGE, f"the file has {status.st_size:,} bytes; at most {max_bytes:,} are read")
+    return path.open("rb")
+
+
+def _parse(file: BinaryIO, *, with_pixels: bool, max_bytes: int) -> Dataset:
+    start = file.read(132)
+    if start[128:] != b"DICM":
+        raise Refusal(Code.NOT_DICOM, "an empty file" if not start else "no DICM mark at byte 128 (PS3.10 section 7.1)")
+    _check_deflated(file, max_bytes=max_bytes)
+    file.seek(0)
+    keywords = PIXEL_KEYWORDS if with_pixels else HEADER_KEYWORDS
+    try:
+        dataset = pydicom.dcmread(file, stop_before_pixels=not with_pixels, specific_tags=list(keywords))
+    except EOFError:
+        code = Code.PIXEL_DATA_TRUNCATED if with_pixels else Code.HEADER_MALFORMED
+        raise Refusal(code, "the file ends in the middle of an element") from None
+    except OSError:
+        raise
+    except Exception as error:
+        raise Refusal(Code.HEADER_MALFORMED, f"the header cannot be parsed ({type(error).__name__})") from None
+    return dataset
+
+
+def _check_deflated(file: BinaryIO, *, max_bytes: int) -> None:
+    """pydicom inflates a deflated data set whole, even for its header: measure it first, keeping nothing (PS3.5 A.5).
+
+    The file meta information begins with its own length, (0002,0000) UL (PS3.10 table 7.1-1).
+    """
+    head = file.read(12)
+    if len(head) < 12 or head[:8] != b"\x02\x00\x00\x00UL\x04\x00":
+        return
+    meta = file.read(min(struct.unpack("<I", head[8:])[0], 2**20))
+    if DeflatedExplicitVRLittleEndian.encode() + b"\0" not in meta:
+        return
+    inflater, n_bytes = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    try:
+        while chunk := (inflater.unconsumed_tail or file.read(2**16)):
+            n_bytes += len(inflater.decompress(chunk, 2**20))
+            if n_bytes > max_bytes:
+                raise Refusal(Code.TOO_LARGE, f"the deflated data set holds more than {max_bytes:,} bytes")
+    except zlib.error:
+        raise Refusal(Code.UNREADABLE, "the deflated data set is damaged") from None

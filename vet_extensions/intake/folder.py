@@ -1,0 +1,123 @@
+"""The folder an intake writes: taken over, filled under temporary names, published at the end; finished or not, never in between.
+
+`run` opens one `OutputFolder` a run. While a run lasts everything new lies in OUT/.unfinished; `intake.json` is written last
+and means that the rest is whole.
+"""
+
+import csv
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TextIO
+
+from vet_extensions.errors import UserError
+from vet_extensions.intake.options import IntakeSummary
+from vet_extensions.schema import IntakeFolder
+
+UNFINISHED = ".unfinished"
+
+
+class OutputFolder:
+    """One run's hold on OUT; a context manager that locks it against a second run."""
+
+    def __init__(self, root: Path) -> None:
+        """Errors: UserError where `root` is a file, or holds something that no intake wrote."""
+        self.layout = IntakeFolder(root)
+        self.staging = root / UNFINISHED
+        self._lock: TextIO | None = None
+        if root.exists() and not root.is_dir():
+            raise UserError(f"The output '{root}' is a file. Give a new or empty folder.")
+        if root.is_dir() and not self.layout.summary.exists() and not self.staging.exists():
+            foreign = sorted(path.name for path in root.iterdir() if path != self.layout.private)
+            if foreign:
+                raise UserError(
+                    f"The output folder '{root}' holds something else ({len(foreign)} entries, no {self.layout.summary.name}). "
+                    "Give a new or empty folder, or the folder of an earlier intake."
+                )
+
+    def __enter__(self) -> "OutputFolder":
+        self.staging.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.staging / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise UserError(
+                f"Another intake is writing to '{self.layout.root}'. Wait until it ends, or give another folder."
+            ) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def finished(self) -> IntakeSummary | None:
+        """What the finished run in this folder reported; None if there is none."""
+        if not self.layout.summary.exists():
+            return None
+        try:
+            return IntakeSummary.from_json(json.loads(self.layout.summary.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, KeyError):
+            raise UserError(
+                f"'{self.layout.summary}' is damaged or was written by another version. Give a new folder, or delete this one."
+            ) from None
+
+    def start_over(self) -> None:
+        """Remove what an interrupted run left. The salt stays, so that the new run gives the same pseudonyms."""
+        for path in self._published():
+            _remove(path)
+        for path in self.staging.iterdir():
+            if path.name != "lock":
+                _remove(path)
+
+    def publish(self, summary: IntakeSummary) -> None:
+        """Give the finished parts their names, the summary last."""
+        self.layout.private.mkdir(mode=0o700, exist_ok=True)
+        for path in self._published():
+            (self.staging / path.name).replace(path)
+        staged = self.staging / self.layout.summary.name
+        with staged.open("w", encoding="utf-8") as file:
+            json.dump(summary.as_json(), file, indent=2)
+            file.write("\n")
+            _flush(file)
+        staged.replace(self.layout.summary)
+        self.clean_up()
+
+    def clean_up(self) -> None:
+        """Remove the temporary folder, lock and all."""
+        shutil.rmtree(self.staging)
+
+    def _published(self) -> tuple[Path, ...]:
+        return self.layout.shards, self.layout.manifest, self.layout.rejected, self.layout.private / "sources.csv"
+
+
+def write_csv(path: Path, *, header: tuple[str, ...], rows: Iterable[tuple[str, ...]], mode: int = 0o644) -> None:
+    """A CSV table in UTF-8; file names that are not valid text come back byte for byte (surrogateescape)."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+        _flush(file)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(file: TextIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

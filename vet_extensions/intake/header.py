@@ -1,0 +1,133 @@
+"""What the manifest needs to know of one file, from its header alone: the first of intake's two passes over the files.
+
+`run` sends a `HeaderReader` to its workers. Identifiers are hashed here, before they leave the worker.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom import Dataset
+
+from vet_extensions.intake.anatomy import decide_body_part, decide_species
+from vet_extensions.intake.decode import transfer_syntax
+from vet_extensions.intake.deidentify import Pseudonyms
+from vet_extensions.intake.dicom import (
+    PRESENTATION_CLASSES,
+    check_is_radiograph,
+    number,
+    open_dicom,
+    pixel_layout,
+    text,
+)
+from vet_extensions.intake.options import IntakeOptions
+from vet_extensions.intake.refusal import Refusal
+from vet_extensions.intake.views import Code, decide_laterality, decide_view
+from vet_extensions.schema import ImageRecord, Rejection, RejectionCode, View
+
+VIEW_TEXTS = ("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription")
+"""Searched for view words, in this order. StudyDescription is not: it tells of all the study's views."""
+
+
+@dataclass(frozen=True)
+class HeaderReader:
+    """The header pass for one file, called in a worker with its path and pseudonym; picklable."""
+
+    pseudonyms: Pseudonyms
+    options: IntakeOptions
+
+    def __call__(self, task: tuple[str, str]) -> ImageRecord | Rejection:
+        path, source_id = task
+        try:
+            return self.read_record(Path(path), source_id=source_id)
+        except Refusal as refusal:
+            return refusal.rejection
+        except Exception as error:
+            reason = f"the header cannot be interpreted ({type(error).__name__})"
+            return Rejection(RejectionCode.HEADER_MALFORMED, reason)
+
+    def read_record(self, path: Path, *, source_id: str) -> ImageRecord:
+        """The record of one image as far as the header tells: stored size and pixel hash are still 0 and "".
+
+        patient_id is "" where the file names no patient. Errors: Refusal.
+        """
+        with open_dicom(path, with_pixels=False, max_pixels=self.options.max_pixels) as dataset:
+            check_is_radiograph(dataset, accept_secondary_capture=self.options.accept_secondary_capture)
+            image_uid, study_uid = (_identifier(dataset, name) for name in ("SOPInstanceUID", "StudyInstanceUID"))
+            patient_id = text(dataset, "PatientID")
+            syntax = transfer_syntax(dataset)
+            layout = pixel_layout(dataset, max_pixels=self.options.max_pixels)
+            view, view_source = _view(dataset)
+            return ImageRecord(
+                image_id=self.pseudonyms.image(image_uid),
+                study_id=self.pseudonyms.study(study_uid),
+                patient_id=self.pseudonyms.patient(patient_id) if patient_id else "",
+                view=view,
+                view_source=view_source,
+                rows=layout.rows,
+                columns=layout.columns,
+                stored_rows=0,
+                stored_columns=0,
+                species=_species(dataset),
+                body_part=_body_part(dataset),
+                laterality=decide_laterality(
+                    image_laterality=text(dataset, "ImageLaterality"), laterality=text(dataset, "Laterality")
+                ),
+                spacing_mm=_spacing(dataset),
+                photometric=text(dataset, "PhotometricInterpretation").upper(),
+                bits_stored=layout.bits_stored,
+                transfer_syntax=syntax,
+                source_id=source_id,
+            )
+
+
+def _identifier(dataset: Dataset, keyword: str) -> str:
+    value = text(dataset, keyword)
+    if not value:
+        raise Refusal(RejectionCode.MISSING_IDENTIFIER, f"{keyword} is missing or empty")
+    return value
+
+
+def _view(dataset: Dataset) -> tuple[View, str]:
+    orientation = text(dataset, "PatientOrientation").split("\\")
+    is_mammogram = PRESENTATION_CLASSES.get(text(dataset, "SOPClassUID")) == "MG" or text(dataset, "Modality") == "MG"
+    return decide_view(
+        codes=_codes(dataset, "ViewCodeSequence"),
+        position=text(dataset, "ViewPosition"),
+        orientation=orientation,
+        texts=[(keyword, text(dataset, keyword)) for keyword in VIEW_TEXTS],
+        is_mammogram=is_mammogram,
+    )
+
+
+def _species(dataset: Dataset) -> str:
+    return decide_species(
+        description=text(dataset, "PatientSpeciesDescription"), codes=_codes(dataset, "PatientSpeciesCodeSequence")
+    )
+
+
+def _body_part(dataset: Dataset) -> str:
+    return decide_body_part(
+        codes=_codes(dataset, "AnatomicRegionSequence"),
+        examined=text(dataset, "BodyPartExamined"),
+        texts=[text(dataset, keyword) for keyword in (*VIEW_TEXTS, "StudyDescription")],
+    )
+
+
+def _codes(dataset: Dataset, keyword: str) -> list[Code]:
+    """The items of a code sequence (PS3.3 section 8.8); long values and URNs stand in attributes of their own."""
+    items = dataset.get(keyword) or []
+    codes = []
+    for item in items:
+        value = text(item, "CodeValue") or text(item, "LongCodeValue") or text(item, "URNCodeValue")
+        codes.append(Code(value, text(item, "CodingSchemeDesignator"), text(item, "CodeMeaning")))
+    return codes
+
+
+def _spacing(dataset: Dataset) -> tuple[float, float] | None:
+    """(row, column) mm: PixelSpacing (calibrated, PS3.3 10.7.1.3) before ImagerPixelSpacing (at the detector, C.8.11.4)."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
+        row, column = number(dataset, keyword), number(dataset, keyword, index=1)
+        if row is not None and column is not None and all(math.isfinite(v) and v > 0 for v in (row, column)):
+            return row, column
+    return None

@@ -1,0 +1,142 @@
+"""What a user may choose about an intake, and what it reports when it is done. Used by `run`, the command line and the demo."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vet_extensions.errors import UserError
+from vet_extensions.schema import SCHEMA_VERSION, Split
+
+MIN_SIDE_PX = 16
+"""Images with a shorter side are icons or test patterns and are rejected as TOO_SMALL."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntakeOptions:
+    """Choices that decide an intake's output. The same options on the same files give the same bytes.
+
+    longest_side_px: stored images are reduced to this; smaller ones are kept as they are, never enlarged.
+    bits: 8 or 16 per stored grey value.
+    labels: a CSV, TSV or Parquet table with a column SOPInstanceUID or StudyInstanceUID; see `labels.read_labels`.
+    label_columns: the columns of that table that are findings; None takes those called `label.<finding>`, and if there are
+        none, every column that holds nothing but 0, 1, -1 and empty cells.
+    train, val, test: shares of the patients; they sum to 1. split_seed: decides who goes where.
+    accept_secondary_capture: also take Secondary Capture objects (screen shots and digitised film, as a rule).
+    max_pixels: larger images are rejected before they are decoded.
+    salt: the secret behind the pseudonyms; None keeps or makes one in OUT/private/salt.
+    """
+
+    longest_side_px: int = 512
+    bits: int = 8
+    labels: Path | None = None
+    label_columns: tuple[str, ...] | None = None
+    train: float = 0.7
+    val: float = 0.1
+    test: float = 0.2
+    split_seed: int = 0
+    accept_secondary_capture: bool = False
+    max_pixels: int = 100_000_000
+    salt: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.longest_side_px < MIN_SIDE_PX:
+            raise UserError(
+                f"longest_side_px is {self.longest_side_px}; at least {MIN_SIDE_PX} pixels are needed. Give a larger number."
+            )
+        if self.bits not in (8, 16):
+            raise UserError(f"bits is {self.bits}; stored images have 8 or 16 bits. Give 8 or 16.")
+        if self.max_pixels < MIN_SIDE_PX**2:
+            raise UserError(f"max_pixels is {self.max_pixels}; give at least {MIN_SIDE_PX**2}.")
+        if self.salt is not None and len(self.salt) < 8:
+            raise UserError(
+                f"The salt has {len(self.salt)} characters; with fewer than 8 the pseudonyms could be guessed. "
+                "Give a longer one, or none to have one made."
+            )
+        shares = (self.train, self.val, self.test)
+        if min(shares) < 0 or self.train == 0 or abs(sum(shares) - 1) > 1e-6:
+            raise UserError(
+                f"The split shares train={self.train}, val={self.val}, test={self.test} do not fit: none may be negative, "
+                "train must be above 0, and they must sum to 1."
+            )
+
+    @property
+    def fractions(self) -> dict[Split, float]:
+        return {Split.TRAIN: self.train, Split.VAL: self.val, Split.TEST: self.test}
+
+    def as_json(self) -> dict[str, Any]:
+        """The choices that decide the output, without the secret and without paths (they may hold names)."""
+        values = asdict(self)
+        del values["salt"], values["labels"]
+        if self.label_columns is not None:
+            values["label_columns"] = list(self.label_columns)
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelReport:
+    """How a label table met the images.
+
+    n_rows: rows of the table; n_rows_unmatched: rows whose UID belongs to no accepted image; n_images_without_row: accepted
+    images that no row speaks of. columns: the findings; ignored_columns: the others.
+    """
+
+    n_rows: int
+    n_rows_unmatched: int
+    n_images_without_row: int
+    columns: tuple[str, ...]
+    ignored_columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntakeSummary:
+    """What OUT/intake.json says. n_files = n_accepted + n_rejected: no file is lost.
+
+    rejected: rejection code -> number of files. splits: split -> {"patients", "studies", "images"}.
+    was_already_done: nothing was read, OUT already held this very intake (not written to the file).
+    """
+
+    n_files: int
+    n_accepted: int
+    n_rejected: int
+    n_patients: int
+    n_studies: int
+    rejected: dict[str, int]
+    splits: dict[str, dict[str, int]]
+    labels: LabelReport | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    run_key: str = ""
+    schema_version: int = SCHEMA_VERSION
+    was_already_done: bool = False
+
+    def __str__(self) -> str:
+        """The report that the command line prints."""
+        lines = [
+            f"{self.n_files:,} files: {self.n_accepted:,} images accepted "
+            f"({self.n_studies:,} studies, {self.n_patients:,} patients), {self.n_rejected:,} files rejected"
+        ]
+        lines += [f"  {code:<30}{n:>10,}" for code, n in self.rejected.items()]
+        parts = (f"{split} {n['patients']:,} patients / {n['images']:,} images" for split, n in self.splits.items())
+        lines.append("split: " + ", ".join(parts))
+        if self.labels is not None:
+            lines.append(
+                f"labels: {len(self.labels.columns)} findings; {self.labels.n_rows_unmatched:,} of {self.labels.n_rows:,} rows "
+                f"matched no image, {self.labels.n_images_without_row:,} images had no row"
+            )
+        if self.labels is not None and self.labels.ignored_columns:
+            lines.append(f"  columns not used as findings: {', '.join(self.labels.ignored_columns)}")
+        if self.was_already_done:
+            lines.append("Nothing was done: the folder already held this very run.")
+        return "\n".join(lines)
+
+    def as_json(self) -> dict[str, Any]:
+        values = asdict(self)
+        del values["was_already_done"]
+        return values
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "IntakeSummary":
+        report = values.get("labels")
+        if report is not None:
+            columns = {name: tuple(report[name]) for name in ("columns", "ignored_columns")}
+            report = LabelReport(**{**report, **columns})
+        return cls(**{**values, "labels": report}, was_already_done=True)

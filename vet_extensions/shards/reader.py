@@ -1,0 +1,108 @@
+"""Random access to the images of an intake folder by row of its manifest. Used by data sets, evaluation and pictures.
+
+A reader is cheap to make and to pickle: it carries the folder's path and the index, and maps a shard into memory when it is first
+asked for one of its images. A forked or spawned worker gets maps of its own.
+"""
+
+import io
+import mmap
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from vet_extensions.errors import UserError
+from vet_extensions.schema import IntakeFolder
+from vet_extensions.shards.writer import shard_name
+
+MAX_OPEN_SHARDS = 128
+"""Every open map holds a file descriptor, of which a process commonly has 1,024."""
+
+
+class ShardReader:
+    """`reader.read(row)` gives one image; `len(reader)` is the number of images."""
+
+    def __init__(self, root: Path) -> None:
+        """root: the intake folder. Errors: UserError if it holds no shard index."""
+        self.root = Path(root)
+        self._load_index()
+        self._forget_maps()
+
+    def __len__(self) -> int:
+        return len(self._shard)
+
+    def read(self, row_index: int) -> np.ndarray:
+        """uint8 or uint16 [H, W], a copy of its own. row_index: row of the full manifest (`Manifest.row_index` of a selection).
+
+        Errors: IndexError beyond the last image; UserError for a missing, truncated or damaged shard.
+        """
+        if not 0 <= row_index < len(self):
+            raise IndexError(
+                f"Image {row_index} asked for, but the shards hold {len(self)} images (0 to {len(self) - 1})."
+            )
+        shard, offset, size = int(self._shard[row_index]), int(self._offset[row_index]), int(self._size[row_index])
+        view = self._map(shard)
+        payload = view[offset : offset + size]
+        if len(payload) < size:
+            raise UserError(
+                f"{self._path(shard)} is truncated: image {row_index} should end at byte {offset + size:,}, but the file has "
+                f"{len(view):,}. Copy the intake folder anew, or repeat the intake."
+            )
+        try:
+            pixels = np.lib.format.read_array(io.BytesIO(payload), allow_pickle=False)
+        except ValueError:
+            pixels = None
+        if pixels is None or pixels.ndim != 2:
+            raise UserError(
+                f"{self._path(shard)} holds no image at byte {offset:,}: shard and index do not belong together, or the file is "
+                "damaged. Run `vetdino check` on the folder; copy it anew, or repeat the intake."
+            )
+        return pixels
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The path alone: the index is read again in the other process, the maps are opened there."""
+        return {"root": self.root}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.root = state["root"]
+        self._load_index()
+        self._forget_maps()
+
+    def _load_index(self) -> None:
+        path = IntakeFolder(self.root).index
+        if not path.is_file():
+            raise UserError(
+                f"'{self.root}' holds no shard index ({path.relative_to(self.root)}). "
+                "Give the folder that `vetdino intake` wrote."
+            )
+        table = pq.read_table(path, columns=["shard", "offset", "size"])
+        self._shard, self._offset, self._size = (table[name].to_numpy() for name in ("shard", "offset", "size"))
+
+    def _forget_maps(self) -> None:
+        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+        self._process = os.getpid()
+
+    def _path(self, shard: int) -> Path:
+        return IntakeFolder(self.root).shards / shard_name(shard)
+
+    def _map(self, shard: int) -> mmap.mmap:
+        if self._process != os.getpid():
+            self._forget_maps()
+        if shard not in self._maps:
+            if len(self._maps) >= MAX_OPEN_SHARDS:
+                self._maps.popitem(last=False)[1].close()
+            self._maps[shard] = self._open(shard)
+        self._maps.move_to_end(shard)
+        return self._maps[shard]
+
+    def _open(self, shard: int) -> mmap.mmap:
+        path = self._path(shard)
+        try:
+            with path.open("rb") as file:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            reason = "is empty" if isinstance(error, ValueError) else f"cannot be opened ({type(error).__name__})"
+            raise UserError(f"Shard {path} {reason}. Copy the intake folder anew, or repeat the intake.") from None
