@@ -31,7 +31,8 @@ class RunCurves:
     """What one pre-training run logged.
 
     metrics: field name -> values [n], all as long as `metrics["iteration"]`, NaN where a line had no such field.
-    knn: (iteration, value) pairs; n_prototypes: K of the DINO head (None: unknown, no ln K is drawn or compared).
+    knn: (iteration, value) pairs, measured on the validation split.
+    n_prototypes: K of the DINO head (None: unknown, no ln K is drawn or compared).
     """
 
     arm: str
@@ -114,7 +115,7 @@ def entropy_figure(runs: Sequence[RunCurves], *, image_format: ImageFormat = "sv
 def knn_figure(
     runs: Sequence[RunCurves],
     *,
-    ylabel: str = "k-NN macro AUROC",
+    ylabel: str = "k-NN macro AUROC (validation)",
     control: float | None = None,
     image_format: ImageFormat = "svg",
 ) -> bytes:

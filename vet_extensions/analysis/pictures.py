@@ -25,6 +25,27 @@ class Picture:
     height: int
 
 
+@dataclass(frozen=True)
+class IntervalBar:
+    """A value and its interval as positions on an axis shared with others, in percent of its width."""
+
+    low: float
+    value: float
+    high: float
+
+
+def interval_bars(intervals: Sequence[tuple[float, float, float] | None]) -> list[IntervalBar | None]:
+    """(low, value, high) of several measurements on the smallest axis that holds them all; None stays None."""
+    ends = [end for interval in intervals if interval is not None for end in interval]
+    start, span = (min(ends), max(ends) - min(ends)) if ends else (0.0, 0.0)
+    if span == 0:
+        return [None] * len(intervals)
+    return [
+        None if interval is None else IntervalBar(*(100.0 * (end - start) / span for end in interval))
+        for interval in intervals
+    ]
+
+
 def to_uint8(array: np.ndarray) -> np.ndarray:
     """[H, W] or [H, W, 3] uint8, uint16 or float in [0, 1] -> uint8 of the same shape; floats are clipped, NaN becomes 0.
 

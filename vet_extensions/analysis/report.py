@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from vet_extensions.analysis import curves as figures
 from vet_extensions.analysis.curves import RunCurves
-from vet_extensions.analysis.pictures import Picture, contact_sheet, crop_panel, data_uri, picture
+from vet_extensions.analysis.pictures import Picture, contact_sheet, crop_panel, data_uri, interval_bars, picture
 from vet_extensions.errors import UserError
 
 MAX_BYTES = 8_000_000
@@ -56,9 +56,11 @@ class ReportInputs:
 
     intake_summary, environment: nested mappings of plain values, shown as tables (`environment` for example: versions, cores,
     seconds per stage). sample_studies: (view names, grey images) per study.
-    results: rows as in `results.jsonl` with arm, seed, level, group, protocol, metric, value, low, high. `headline` chooses those
-    of the headline table by equality of these fields; `controls` are the arms that were not pre-trained.
-    comparisons: rows with a, b (arms), difference (a - b), low, high, and what identifies the measurement (level, group, ...).
+    results: rows as in `results.jsonl` with arm, seed, level, group, protocol, metric, value, low, high, and where they are known
+    n_seeds, n_images, n_patients. comparisons: rows with a, b (arms), difference (a - b), low, high, and what identifies the
+    measurement (level, group, ...). `headline` chooses the rows shown openly by equality of fields; the rest can be unfolded.
+    controls: the arms that were not pre-trained ("random_init#2" counts as "random_init").
+    knn_control: k-NN score of the untrained network on the very images of the k-NN curves, drawn into their figure.
     export_parity: rows of any fields, one per exported checkpoint.
     """
 
@@ -75,18 +77,10 @@ class ReportInputs:
     environment: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     headline: Mapping[str, Any] = field(default_factory=lambda: {"group": "gross", "metric": "macro_auroc"})
-    controls: Sequence[str] = ("random_init", "raw_pixels")
+    controls: Sequence[str] = ("random_init", "raw_pixels", "cca", "cca_shuffled")
+    knn_control: float | None = None
     interval: str = "95 % bootstrap interval over patients"
     measured_on: str = "patients that neither pre-training nor the fitting of a probe has seen"
-
-
-@dataclass(frozen=True)
-class _Bar:
-    """An interval as positions on a common axis, in percent of its width."""
-
-    low: float
-    high: float
-    value: float
 
 
 def write_report(inputs: ReportInputs, path: Path) -> Path:
@@ -148,7 +142,7 @@ def _environment() -> Environment:
 
 def _page(inputs: ReportInputs, *, longest_px: int) -> dict[str, Any]:
     """The template's variables."""
-    headline = [row for row in inputs.results if all(row.get(k) == v for k, v in inputs.headline.items())]
+    headline = _chosen(inputs.results, inputs.headline)
     return {
         "title": inputs.title,
         "interval": inputs.interval,
@@ -165,9 +159,8 @@ def _page(inputs: ReportInputs, *, longest_px: int) -> dict[str, Any]:
         "headline": " · ".join(f"{name} {_readable(value)}" for name, value in inputs.headline.items()),
         "headline_groups": _result_groups(inputs, headline),
         "all_groups": _result_groups(inputs, inputs.results),
-        "comparisons": [
-            {**row, "measured": _measurement(row), "reading": describe_difference(row)} for row in inputs.comparisons
-        ],
+        "headline_comparisons": _comparisons(_chosen(inputs.comparisons, inputs.headline)),
+        "all_comparisons": _comparisons(inputs.comparisons),
         "export": {"columns": _columns(inputs.export_parity), "rows": list(inputs.export_parity)},
         "picture_sections": [
             ("attention", "Where the CLS token looks", _panels(inputs.attention, "Attention map", longest_px)),
@@ -191,13 +184,14 @@ def _summary(inputs: ReportInputs, *, n_headline: int) -> Iterator[str]:
             f"The headline table has {n_headline} measurements of frozen features, with the {inputs.interval}; "
             "controls that were never pre-trained stand beside them."
         )
-    if inputs.comparisons:
-        shown = sum("does not contain 0" in describe_difference(row) for row in inputs.comparisons)
-        yield f"Of {len(inputs.comparisons)} compared differences, {shown} have an interval that does not contain 0."
+    compared = _chosen(inputs.comparisons, inputs.headline)
+    if compared:
+        shown = sum("does not contain 0" in describe_difference(row) for row in compared)
+        yield f"Headline differences between arms: {len(compared)} compared, {shown} with an interval that does not contain 0."
     checked = [run for run in inputs.curves if run.n_prototypes and not math.isnan(run.final("teacher_entropy"))]
     if checked:
         collapsed = sum(describe_entropy(run).startswith("Collapsed") for run in checked)
-        yield f"Collapse check: {len(checked) - collapsed} of {len(checked)} runs end with a teacher entropy below ln K."
+        yield f"Collapse check: {len(checked) - collapsed} of {len(checked)} runs end with a teacher entropy clearly below ln K."
 
 
 def _learning_row(run: RunCurves) -> dict[str, Any]:
@@ -214,17 +208,13 @@ def _learning_row(run: RunCurves) -> dict[str, Any]:
 
 def _figures(inputs: ReportInputs) -> list[Picture]:
     """Curves as pictures; a component loss appears only where it was logged."""
-    runs, names = inputs.curves, ", ".join(run.label for run in inputs.curves)
-    control = next(
-        (row["value"] for row in inputs.results if row.get("arm") == "random_init" and _is_knn_headline(inputs, row)),
-        None,
-    )
+    runs, names = inputs.curves, "; ".join(run.label for run in inputs.curves)
     drawn = [
         ("Total loss", figures.loss_figure(runs)),
         ("Teacher entropy; the dotted line is ln K, a uniform answer", figures.entropy_figure(runs)),
     ]
     if any(run.knn for run in runs):
-        drawn.append(("k-NN during pre-training", figures.knn_figure(runs, control=control)))
+        drawn.append(("k-NN during pre-training", figures.knn_figure(runs, control=inputs.knn_control)))
     for name in ("dino_global_crops_loss", "dino_local_crops_loss", "koleo_loss", "ibot_loss"):
         if any(name in run.metrics for run in runs):
             drawn.append((_readable(name).capitalize(), figures.loss_figure(runs, name=name)))
@@ -238,10 +228,6 @@ def _figures(inputs: ReportInputs) -> list[Picture]:
         )
         for label, svg in drawn
     ]
-
-
-def _is_knn_headline(inputs: ReportInputs, row: Mapping[str, Any]) -> bool:
-    return row.get("protocol") == "knn" and all(row.get(k) == v for k, v in inputs.headline.items())
 
 
 def _crops(panel: CropPanel, *, longest_px: int) -> dict[str, Any]:
@@ -271,30 +257,43 @@ def _result_groups(inputs: ReportInputs, rows: Sequence[Mapping[str, Any]]) -> l
     """Result rows under one heading per measurement, arms in order of appearance and controls last."""
     groups: dict[str, list[dict[str, Any]]] = {}
     arms = list(dict.fromkeys(row["arm"] for row in rows))
-    bars = _bars(rows)
+    bars = interval_bars([_interval(row) for row in rows])
     for row, bar in zip(rows, bars, strict=True):
-        groups.setdefault(_measurement(row), []).append(
-            {**row, "bar": bar, "is_control": row["arm"] in inputs.controls}
-        )
+        is_control = row["arm"].split("#")[0] in inputs.controls
+        shown = {**row, "bar": bar, "is_control": is_control, "seeds": _seeds(row)}
+        groups.setdefault(_measurement(row) + _extent(row), []).append(shown)
     for members in groups.values():
-        members.sort(key=lambda row: (row["is_control"], arms.index(row["arm"]), str(row.get("seed"))))
+        members.sort(key=lambda row: (row["is_control"], arms.index(row["arm"]), row["seeds"]))
     return [{"measured": name, "rows": members} for name, members in groups.items()]
 
 
-def _bars(rows: Sequence[Mapping[str, Any]]) -> list[_Bar | None]:
-    """Each row's interval on one axis common to all rows; None where a row has no interval."""
-    ends = [row[name] for row in rows for name in ("low", "high", "value") if _is_number(row.get(name))]
-    if not ends or min(ends) == max(ends):
-        return [None] * len(rows)
-    start, span = min(ends), max(ends) - min(ends)
+def _interval(row: Mapping[str, Any]) -> tuple[float, float, float] | None:
+    low, value, high = row.get("low"), row.get("value"), row.get("high")
+    return (low, value, high) if _is_number(low) and _is_number(value) and _is_number(high) else None
 
-    def bar(row: Mapping[str, Any]) -> _Bar | None:
-        if not all(_is_number(row.get(name)) for name in ("low", "high", "value")):
-            return None
-        low, high, value = (100.0 * (row[name] - start) / span for name in ("low", "high", "value"))
-        return _Bar(low=low, high=high, value=value)
 
-    return [bar(row) for row in rows]
+def _seeds(row: Mapping[str, Any]) -> str:
+    """The seed of a row, or of how many seeds it is the mean."""
+    if row.get("kind") == "mean" and row.get("n_seeds", 1) > 1:
+        return f"mean of {row['n_seeds']}"
+    return _number(row.get("seed"))
+
+
+def _extent(row: Mapping[str, Any]) -> str:
+    """On how much a row was measured, where that is known."""
+    if not (row.get("n_images") and row.get("n_patients")):
+        return ""
+    unit = "studies" if row.get("level") == "study" else "images"
+    return f" ({row['n_images']:,} {unit} of {row['n_patients']:,} patients)"
+
+
+def _chosen(rows: Sequence[Mapping[str, Any]], headline: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The rows that have the headline's values; a field that a row does not have does not count against it."""
+    return [row for row in rows if all(row.get(name, value) == value for name, value in headline.items())]
+
+
+def _comparisons(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "measured": _measurement(row), "reading": describe_difference(row)} for row in rows]
 
 
 def _measurement(row: Mapping[str, Any]) -> str:

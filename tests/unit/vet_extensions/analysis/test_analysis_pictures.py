@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vet_extensions.analysis.pictures import contact_sheet, crop_panel, picture, png_data_uri, resize_longest, to_uint8
+from vet_extensions.analysis.pictures import (
+    contact_sheet,
+    crop_panel,
+    interval_bars,
+    picture,
+    png_data_uri,
+    resize_longest,
+    to_uint8,
+)
 from vet_extensions.errors import UserError
 
 
@@ -61,3 +69,15 @@ def test_a_crop_panel_names_slot_and_arm_in_the_alternative_text():
 def test_labels_and_images_must_be_equally_many():
     with pytest.raises(UserError, match="got 2 and 1"):
         crop_panel([np.zeros((4, 4))], ["a", "b"], arm="same_image")
+
+
+def test_intervals_share_one_axis_from_the_lowest_to_the_highest_end():
+    first, missing, second = interval_bars([(0.5, 0.6, 0.7), None, (0.6, 0.8, 1.0)])
+    assert (first.low, first.value, first.high) == pytest.approx((0, 20, 40))
+    assert (second.low, second.value, second.high) == pytest.approx((20, 60, 100))
+    assert missing is None
+
+
+def test_intervals_without_extent_are_not_drawn():
+    assert interval_bars([(0.5, 0.5, 0.5)]) == [None]
+    assert interval_bars([None]) == [None]

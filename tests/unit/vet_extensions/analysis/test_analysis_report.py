@@ -65,6 +65,18 @@ def result(arm: str, seed: int | None, value: float, *, group: str = "gross", le
     }
 
 
+def difference(baseline: str, value: float, *, group: str = "gross") -> dict:
+    return {
+        "a": "vet_dino",
+        "b": baseline,
+        "group": group,
+        "metric": "macro_auroc",
+        "difference": value,
+        "low": value - 0.05,
+        "high": value + 0.05,
+    }
+
+
 def curves(*, arm: str = "vet_dino", entropy: float = 4.6) -> RunCurves:
     metrics = {
         "iteration": np.arange(10.0),
@@ -84,27 +96,15 @@ def full_inputs(**changes) -> ReportInputs:
         "curves": [curves(arm="same_image"), curves(arm="vet_dino")],
         "results": [
             result("random_init", None, 0.56),
+            result("raw_pixels#2", None, 0.52),
             result("same_image", 0, 0.61),
             result("vet_dino", 0, 0.63),
             result("vet_dino", 0, 0.55, group="fine"),
         ],
         "comparisons": [
-            {
-                "a": "vet_dino",
-                "b": "same_image",
-                "metric": "macro_auroc",
-                "difference": 0.02,
-                "low": -0.03,
-                "high": 0.07,
-            },
-            {
-                "a": "vet_dino",
-                "b": "random_init",
-                "metric": "macro_auroc",
-                "difference": 0.07,
-                "low": 0.02,
-                "high": 0.12,
-            },
+            difference("same_image", 0.02),
+            difference("same_image", 0.03, group="fine"),
+            difference("random_init", 0.07),
         ],
         "export_parity": [{"arm": "vet_dino", "max_abs_cls": 1.2e-6, "n_images": 2, "passed": True}],
         "attention": [PicturePanel("vet_dino", "Last block.", [("head 0 / VD", grey)])],
@@ -157,20 +157,29 @@ def test_every_link_inside_the_page_has_its_target_once(full_page):
 def test_values_stand_with_their_intervals_and_controls_are_marked(full_page):
     text = " ".join(full_page.text.split())
     assert "0.630 0.590 to 0.670" in text
-    assert "random init control" in text
+    assert "random_init control" in text
+    assert "raw_pixels#2 control" in text
     assert "95 % bootstrap interval over patients" in text
 
 
 def test_the_headline_holds_only_the_chosen_group(full_page):
-    headline = full_page.text.split("Every measurement")[0]
+    headline, rest = full_page.text.split("Every measurement and every difference")
     assert "group gross" in headline
     assert "group fine" not in headline
-    assert "group fine" in full_page.text
+    assert rest.count("group fine") == 2
 
 
 def test_the_page_names_no_winner(full_page):
     words = full_page.text.lower().split()
     assert not {"winner", "wins", "best", "better", "outperforms", "superior", "beats"} & set(words)
+
+
+def test_a_mean_over_seeds_says_of_how_many_and_a_group_on_how_many_patients(tmp_path):
+    mean = {**result("vet_dino", None, 0.6), "kind": "mean", "n_seeds": 2, "n_images": 1600, "n_patients": 400}
+    inputs = full_inputs(results=[mean], headline={"group": "gross", "kind": "mean"})
+    text = Page(write_report(inputs, tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert "mean of 2" in text
+    assert "1,600 studies of 400 patients" in text
 
 
 @pytest.mark.parametrize(
