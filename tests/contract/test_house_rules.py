@@ -181,3 +181,15 @@ def test_test_files_have_names_of_their_own() -> None:
     """pytest imports test modules by base name: two of one name hide each other."""
     names = [path.name for path in sources("tests") if path.name.startswith("test_")]
     assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    broken = [
+        f"{relative(page)}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        if "://" not in target and not (page.parent / target).exists()
+    ]
+    assert pages, "no pages were found"
+    assert not broken, "\n".join(broken)
