@@ -69,7 +69,7 @@ class _ColumnReduction:
         lowest = torch.finfo(values.dtype).min
         groups = self._groups if self._groups is not None else torch.zeros_like(values[:, 0], dtype=torch.int64)
         highest = values.new_full((self._n_groups, values.shape[1]), lowest)
-        highest.index_reduce_(0, groups, values, "amax")
+        highest.scatter_reduce_(0, groups[:, None].expand_as(values), values, "amax")
         _max_over_processes(highest)
         return highest if self._groups is None else highest[self._groups]
 
