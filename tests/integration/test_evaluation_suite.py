@@ -131,7 +131,7 @@ def test_arms_are_compared_with_their_random_init_and_with_each_other(evaluated:
 
 
 def test_test_labels_play_no_part_in_choosing_hyper_parameters(evaluated: tuple, tmp_path: Path) -> None:
-    folder, runs, results = evaluated
+    _, runs, results = evaluated
     archive = write_archive(tmp_path / "archive")
     path = IntakeFolder(archive).manifest
     table = pq.read_table(path)
@@ -175,6 +175,17 @@ def test_an_archive_with_other_labels_has_no_gross_group_and_no_cross_view(evalu
     results = run_suite(evaluated[1][:1], archive, replace(SUITE, controls=()), tmp_path / "out")
     assert {row.group for row in results} == {"all"}
     assert {row.level for row in results} == set(SUITE.levels) - {"cross_view"}
+
+
+def test_the_oracle_is_judged_with_real_and_with_shuffled_pairs(
+    evaluated: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, runs, _ = evaluated
+    monkeypatch.setattr(controls, "RAW_COMPONENTS", 16)  # as many as 45 training pairs can carry
+    suite = replace(SUITE, controls=("cca",), levels=("image", "cross_view"), protocols=("knn",))
+    results = run_suite(runs[:1], folder / "archive", suite, tmp_path / "out")
+    assert {row.arm for row in find(results, kind="mean")} == {"same_image", "cca", "cca_shuffled"}
+    assert not find(results, kind="difference")
 
 
 def test_a_second_checkpoint_of_the_same_arm_and_seed_gets_a_name_of_its_own(evaluated: tuple, tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ def cca_features(
     for name in ("lateral", "frontal"):
         rows = family == name
         part = np.zeros((len(vectors), RAW_COMPONENTS), dtype=np.float64)
-        components = fit_whitening(vectors[rows & is_bank])(vectors[rows])
+        components = fit_whitening(vectors[rows & is_bank], n_components=RAW_COMPONENTS)(vectors[rows])
         part[rows, : components.shape[1]] = components
         whitened.append(part)
     first, second = whitened[0][pairs.first], whitened[1][pairs.second]
