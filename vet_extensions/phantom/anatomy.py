@@ -1,7 +1,7 @@
 """The animal: the numbers that make one dog different from another, shared by all views of its study.
 
-`studies.sample_study` draws an `Anatomy`; `trunk`, `anatomy_bones` and `anatomy_viscera` build the body from it. Lengths are in
-units of the trunk length (T1 to T13) unless a name says millimetres.
+`studies.sample_study` draws an `Anatomy`; `trunk`, `anatomy_bones` and `anatomy_viscera` build the body from it.
+Lengths are in units of the trunk length (T1 to T13) unless a name says millimetres.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """The soft organs: airways, vessels, nodules, a dilated oesophagus, and everything behind the diaphragm.
 
-`scene.build_scene` calls `add_chest` and `add_abdomen`. Positions in trunk lengths. Chest structures differ from aerated lung,
-abdominal ones from the fat and folded bowel around them, gas from whatever it displaces.
+`scene.build_scene` calls `add_chest` and `add_abdomen`. Positions in trunk lengths. Chest structures differ from
+aerated lung, abdominal ones from the fat and folded bowel around them, gas from whatever it displaces.
 """
 
 import numpy as np
@@ -111,13 +111,14 @@ def _add_pulmonary_vessels(builder: SceneBuilder, anatomy: Anatomy, carina: np.n
 
 
 def _add_nodules(builder: SceneBuilder, trunk: Trunk, lesions: Lesions, mix: Mix) -> dict[str, np.ndarray]:
+    """Round masses. What would lie in the heart or belly is moved into the lung, since it stands out against air alone."""
     lung = trunk.lung_edge
     landmarks = {}
     for number, nodule in enumerate(lesions.nodules):
         half_width = float(at_x(lung.half_width, nodule.x)) * np.sqrt(max(1 - nodule.vertical**2, 0.1))
         height = float(at_x(lung.above if nodule.vertical > 0 else lung.below, nodule.x))
         z = float(at_x(lung.centre, nodule.x)) + nodule.vertical * height
-        centre = np.array([nodule.x, nodule.lateral * half_width, z])
+        centre = trunk.into_lung(np.array([nodule.x, nodule.lateral * half_width, z]), nodule.radius)
         builder.add_ellipsoids(centre, nodule.radius * np.array([1.0, 0.95, 1.0]), mix=mix, part=Part.NODULE)
         landmarks[f"nodule_{number}"] = centre
     return landmarks

@@ -1,10 +1,11 @@
 """The X-ray geometry of one view: a point source, a flat detector, and the rays between them.
 
-`primitives`, `lofts` and `composition` measure along the rays; `render` projects landmarks with the same camera, so that
-ground truth and pixels agree by construction.
+`primitives`, `lofts` and `composition` measure along the rays; `render` projects landmarks with the same camera, so
+that ground truth and pixels agree by construction.
 
-A pixel's ray is p(depth) = source + depth * direction(row, column), where `depth` counts millimetres along the central beam and
-the direction is affine in the pixel. A length on a ray is therefore (depth difference) * |direction|.
+A pixel's ray is p(depth) = source + depth * direction(row, column), where `depth` counts millimetres along the
+central beam and the direction is affine in the pixel. A length on a ray is therefore (depth difference) *
+|direction|.
 """
 
 from dataclasses import dataclass
@@ -110,9 +111,9 @@ def place_camera(exposure: Exposure, *, trunk_length_mm: float, chest_depth: flo
 class Rays:
     """All rays of a camera as arrays, with depth counted from the plane through the aiming point.
 
-    anchor: three [H, W] float32, the points where the rays cross that plane. direction: three [H, W] float32, the way per
-    millimetre of depth. obliquity: [H, W] float32 = |direction|. Counting from the middle of the animal instead of from the
-    source keeps the numbers small enough for float32.
+    anchor: three [H, W] float32, the points where the rays cross that plane. direction: three [H, W] float32, the way
+    per millimetre of depth. obliquity: [H, W] float32 = |direction|. Counting from the middle of the animal instead
+    of from the source keeps the numbers small enough for float32.
     """
 
     def __init__(self, camera: Camera):

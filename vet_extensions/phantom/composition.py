@@ -1,8 +1,8 @@
 """Path lengths through the trunk's large bodies, which overlap: skin, muscle, cavity, lungs, diaphragm, heart, mediastinum.
 
-`render` starts its image with `compose_trunk`. All bodies are convex along a ray, so each is one interval of depth, an overlap
-is an intersection of intervals, and the lung is the pleural space less the union of diaphragm dome, heart and mediastinum by
-inclusion and exclusion: no tissue counts twice.
+`render` starts its image with `compose_trunk`. All bodies are convex along a ray, so each is one interval of depth,
+an overlap is an intersection of intervals, and the lung is the pleural space less the union of diaphragm dome, heart
+and mediastinum by inclusion and exclusion: no tissue counts twice.
 """
 
 from dataclasses import dataclass

@@ -1,12 +1,14 @@
 """Quadrics seen through the camera: the polynomials that give a ray's chord through an ellipsoid or cylinder.
 
-`raster` evaluates them for patches of thousands of small primitives, `ellipsoid_interval` for one large body on the whole image.
+`raster` evaluates them for patches of thousands of small primitives, `ellipsoid_interval` for one large body on the
+whole image.
 
-A quadric is |M (p - centre)| <= 1. On the ray p = source + depth * d it reads a depth^2 + 2 b depth + c <= 0 with a = |M d|^2,
-b = (M o).(M d), c = |M o|^2 - 1, o = source - centre. As d is affine in the pixel, a and the discriminant b^2 - a c are
-quadratic polynomials of the pixel, six coefficients each: chord = 2 sqrt(discriminant) / a; where the
-discriminant is zero runs the organ's outline. The coefficients are differences of large numbers, so they are made in float64 about each patch's centre;
-there, evaluating them in float32 is accurate. Depths are kept relative to the quadric's centre for the same reason.
+A quadric is |M (p - centre)| <= 1. On the ray p = source + depth * d it reads a depth^2 + 2 b depth + c <= 0 with a =
+|M d|^2, b = (M o).(M d), c = |M o|^2 - 1, o = source - centre. As d is affine in the pixel, a and the discriminant
+b^2 - a c are quadratic polynomials of the pixel, six coefficients each: chord = 2 sqrt(discriminant) / a; where the
+discriminant is zero runs the organ's outline. The coefficients are differences of large numbers, so they are made in
+float64 about each patch's centre; there, evaluating them in float32 is accurate. Depths are kept relative to the
+quadric's centre for the same reason.
 """
 
 from dataclasses import dataclass
@@ -75,7 +77,7 @@ def bounding_boxes(camera: Camera, centre: np.ndarray, reach: np.ndarray) -> Box
 
 @dataclass(frozen=True)
 class Conics:
-    """Coefficients [n, 6] float32 about the patch centres; b is for depths counted from `depth` [n], that of each quadric's centre."""
+    """Coefficients [n, 6] float32 about the patch centres; b is for depths counted from the centre's own, `depth` [n]."""
 
     a: np.ndarray
     discriminant: np.ndarray
@@ -100,8 +102,8 @@ def conics(
 ) -> Conics:
     """Polynomials of n quadrics.
 
-    centre [n, 3] in mm. The other arguments [n, 3] are seen through each quadric's own map M: source - centre, the camera's steps
-    to the right and down, and the ray direction at the patch's centre.
+    centre [n, 3] in mm. The other arguments [n, 3] are seen through each quadric's own map M: source - centre, the
+    camera's steps to the right and down, and the ray direction at the patch's centre.
     """
     depth = (centre - camera.source) @ camera.beam
 

@@ -1,7 +1,7 @@
 """The ten findings: how often they occur, and the size and place each takes in one animal.
 
-`studies.sample_study` calls `sample_presence`, then `sample_lesions`. Every finding draws from its own stream, so that switching one
-on or off leaves the dog, its other findings and its exposures as they were.
+`studies.sample_study` calls `sample_presence`, then `sample_lesions`. Every finding draws from its own stream, so
+that switching one on or off leaves the dog, its other findings and its exposures as they were.
 """
 
 from collections.abc import Callable, Mapping
@@ -92,8 +92,8 @@ class Spur:
 class Lesions:
     """What the findings of one animal are in numbers; the defaults are an animal without any.
 
-    heart_enlargement and liver_enlargement are linear factors; effusion and pneumothorax the share by which the lung retracts;
-    left_atrium is None where the animal's own fullness holds.
+    heart_enlargement and liver_enlargement are linear factors; effusion and pneumothorax the share by which the lung
+    retracts; left_atrium is None where the animal's own fullness holds.
     """
 
     heart_enlargement: float = 1.0

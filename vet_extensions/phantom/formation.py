@@ -1,10 +1,12 @@
 """From path lengths to the picture a radiographer hangs: beam, scatter, noise, logarithm, display processing.
 
-`render.render_view` calls `form_image`. The order is the physical one: a polychromatic beam is attenuated (Beer and Lambert), a
-lead marker and the collimator shape it, the body scatters a low-frequency veil, the detector blurs and counts photons, and the
-console makes a display image as digital radiography systems do: a window on the exposed body, a coarse, middle and
-fine band weighted apart, a tone curve.
+`render.render_view` calls `form_image`. The order is the physical one: a polychromatic beam is attenuated (Beer and
+Lambert), a lead marker and the collimator shape it, the body scatters a low-frequency veil, the detector blurs and
+counts photons, and the console makes a display image as digital radiography systems do: a window on the exposed body,
+a coarse, middle and fine band weighted apart, a tone curve.
 """
+
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -77,10 +79,24 @@ def _marker(exposure: Exposure, field: tuple[slice, slice], size: int) -> np.nda
         letter = "R" if exposure.marks_right_side else "L"  # frontal views hang with the animal's right on the left
         column = columns.start + 0.02 * size if exposure.marks_right_side else columns.stop - 0.09 * size
         row = rows.start + size * (0.10 + 0.8 * exposure.marker_along)
-    lead = np.zeros((size, size), np.uint8)
+    glyph = _letter(letter, size)
+    # Where putText would set it: the text's left end on the baseline; what falls outside the detector is lost.
+    top, left = int(row) - glyph.shape[0] // 2, int(column) - glyph.shape[1] // 2
+    lead = np.zeros((size, size), np.float32)
+    first_row, first_column = max(top, 0), max(left, 0)
+    seen = glyph[first_row - top : size - top, first_column - left : size - left]
+    lead[first_row : first_row + seen.shape[0], first_column : first_column + seen.shape[1]] = seen
+    return lead
+
+
+@lru_cache(maxsize=16)
+def _letter(letter: str, size: int) -> np.ndarray:
+    """A lead letter for images of `size` pixels, its left end on the baseline at the middle of the glyph's square."""
+    half = max(8, size // 8)
+    glyph = np.zeros((2 * half, 2 * half), np.uint8)
     scale, stroke = 0.75 * size / 256, max(1, round(1.6 * size / 256))
-    cv2.putText(lead, letter, (int(column), int(row)), cv2.FONT_HERSHEY_SIMPLEX, scale, 1, stroke, cv2.LINE_AA)
-    return lead.astype(np.float32)
+    cv2.putText(glyph, letter, (half, half), cv2.FONT_HERSHEY_SIMPLEX, scale, 1, stroke, cv2.LINE_AA)
+    return glyph.astype(np.float32)
 
 
 def _detect(intensity: np.ndarray, exposure: Exposure, field: tuple[slice, slice]) -> np.ndarray:

@@ -1,15 +1,16 @@
 """Lofts: bodies given by their cross-section along the trunk, and where rays enter and leave them.
 
-`trunk` makes skin, muscle wall, serosal cavity and collapsed lungs as lofts; `composition` measures rays through them. The section
-at x is an ellipse whose upper and lower halves have their own heights: half width w(x), height up(x) above and down(x) below the
-centre line z(x). There is no closed form for a ray through such a body, but at a given x there is one; the trunk changes
-slowly along x and rays are nearly perpendicular to it, so a few rounds of solving at the x of the last hit are enough
-(tests compare with ray marching).
+`trunk` makes skin, muscle wall, serosal cavity and collapsed lungs as lofts; `composition` measures rays through
+them. The section at x is an ellipse whose upper and lower halves have their own heights: half width w(x), height
+up(x) above and down(x) below the centre line z(x). There is no closed form for a ray through such a body, but at a
+given x there is one; the trunk changes slowly along x and rays are nearly perpendicular to it, so a few rounds of
+solving at the x of the last hit are enough (tests compare with ray marching).
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
 
+import cv2
 import numpy as np
 
 from vet_extensions.phantom.camera import Rays
@@ -20,6 +21,8 @@ X_FIRST, X_LAST, N_STATIONS = -0.9, 2.3, 1601
 STATIONS = np.linspace(X_FIRST, X_LAST, N_STATIONS)
 AXIS_HEIGHT = -0.3
 """A height inside every section; the search starts where the ray passes it most closely."""
+
+_SKETCH_FACTOR, _SKETCH_ROUNDS, _FULL_ROUNDS = 4, 2, 2
 
 Interval = tuple[np.ndarray, np.ndarray]
 """Depths [H, W] at which each ray enters and leaves a convex body; it misses where leaving comes before entering."""
@@ -63,44 +66,64 @@ class Loft:
     below: np.ndarray
 
 
-def loft_interval(loft: Loft, rays: Rays, *, unit_mm: float, n_rounds: int = 2) -> Interval:
-    """Depths [H, W] at which the rays enter and leave a loft; equal where they miss it.
+def loft_interval(loft: Loft, rays: Rays, *, unit_mm: float) -> Interval:
+    """Depths [H, W] float32 at which the rays enter and leave a loft; equal where they miss it.
 
-    unit_mm: millimetres per trunk length. Each round solves the half ellipse that the last solution hit, at the x where it hit.
+    unit_mm: millimetres per trunk length. A small image is solved first and enlarged: where a ray leaves changes
+    slowly from pixel to pixel, so the rounds on the full image start nearly right. Against ray marching: 0.04 mm off
+    on average, 0.3 mm at the 99th percentile, a few millimetres at single pixels on the outline.
     """
-    centre = (loft.centre * unit_mm).astype(np.float32)
-    inverse_width2 = ((loft.half_width * unit_mm) ** -2.0).astype(np.float32)
-    # both halves in one table: below first, above behind it
-    inverse_height2 = (np.concatenate([loft.below, loft.above]) * unit_mm).astype(np.float32) ** np.float32(-2.0)
-    first, per_mm = np.float32(X_FIRST * unit_mm - 0.5 * _station_mm(unit_mm)), np.float32(1.0 / _station_mm(unit_mm))
-
-    def station(depth: np.ndarray) -> np.ndarray:
-        nearest = ((ax - first) + depth * dx) * per_mm
-        return np.clip(nearest, 0, N_STATIONS - 1, out=nearest).astype(np.int32)
-
-    (ax, ay, az), (dx, dy, dz) = rays.anchor, rays.direction
-    dy2, dz2, ay_dy, ay2 = dy * dy, dz * dz, ay * dy, ay * ay
-    height = az - np.float32(AXIS_HEIGHT * unit_mm)
-    nearest_depth = -(ay_dy + height * dz) / (dy2 + dz2)
-    middle = station(nearest_depth)
-    typical_mm = np.float32(0.3 * unit_mm)
+    tables = _Tables(loft, unit_mm)
+    size = rays.camera.size_px
+    sketch = Rays(rays.camera.resized(max(size // _SKETCH_FACTOR, 8)))
     ends = []
-    for side in (-1.0, 1.0):
-        where, depth = middle, nearest_depth + np.float32(side) * typical_mm
-        for _ in range(n_rounds):
-            z = az - centre[where]
-            is_above = (z + depth * dz) > 0
-            width2 = inverse_width2[where]
-            height2 = inverse_height2[where + np.int32(N_STATIONS) * is_above]
-            a = dy2 * width2 + dz2 * height2
-            b = ay_dy * width2 + z * dz * height2
-            c = ay2 * width2 + z * z * height2 - np.float32(1.0)
-            root = np.sqrt(np.maximum(b * b - a * c, 0))
-            depth = (root - b) / a if side > 0 else (-root - b) / a
-            where = station(depth)
+    for side in (-1, 1):
+        depth = tables.first_guess(sketch, side)
+        for _ in range(_SKETCH_ROUNDS):
+            depth = tables.refine(sketch, depth, side)
+        depth = cv2.resize(depth, (size, size), interpolation=cv2.INTER_LINEAR)
+        for _ in range(_FULL_ROUNDS):
+            depth = tables.refine(rays, depth, side)
         ends.append(depth)
     return ends[0], ends[1]
 
 
-def _station_mm(unit_mm: float) -> float:
-    return (X_LAST - X_FIRST) / (N_STATIONS - 1) * unit_mm
+class _Tables:
+    """A loft's stations in millimetres and the form that the solver needs."""
+
+    def __init__(self, loft: Loft, unit_mm: float):
+        self.unit_mm = unit_mm
+        station_mm = (X_LAST - X_FIRST) / (N_STATIONS - 1) * unit_mm
+        self.centre = (loft.centre * unit_mm).astype(np.float32)
+        self.inverse_width2 = ((loft.half_width * unit_mm) ** -2.0).astype(np.float32)
+        # Both halves in one table, the upper behind the lower, so that one look-up serves.
+        self.inverse_height2 = ((np.concatenate([loft.below, loft.above]) * unit_mm) ** -2.0).astype(np.float32)
+        self.first = np.float32(X_FIRST * unit_mm - 0.5 * station_mm)
+        self.per_mm = np.float32(1.0 / station_mm)
+
+    def first_guess(self, rays: Rays, side: int) -> np.ndarray:
+        """Depth of a point as far from the axis as a typical surface; side -1 where the ray enters, 1 where it leaves."""
+        (_, y, z), (_, dy, dz) = rays.anchor, rays.direction
+        height = z - np.float32(AXIS_HEIGHT * self.unit_mm)
+        return np.float32(0.3 * side * self.unit_mm) - (y * dy + height * dz) / (dy * dy + dz * dz)
+
+    def refine(self, rays: Rays, depth: np.ndarray, side: int) -> np.ndarray:
+        """Solve the half ellipse at the point of each ray given by `depth`."""
+        (x, y, z), (dx, dy, dz) = rays.anchor, rays.direction
+        nearest = depth * dx
+        nearest += x - self.first
+        nearest *= self.per_mm
+        np.clip(nearest, 0, N_STATIONS - 1, out=nearest)
+        where = nearest.astype(np.int32)
+        above_centre = z - self.centre[where]
+        is_above = above_centre + depth * dz > 0
+        width2 = self.inverse_width2[where]
+        height2 = self.inverse_height2[where + np.int32(N_STATIONS) * is_above]
+        # a depth^2 + 2 b depth + c = 0
+        y_width, z_height = y * width2, above_centre * height2
+        a = dy * dy * width2 + dz * dz * height2
+        b = y_width * dy + z_height * dz
+        c = y_width * y + z_height * above_centre
+        c -= 1
+        root = np.sqrt(np.maximum(b * b - a * c, 0))
+        return (root - b if side > 0 else -root - b) / a

@@ -1,7 +1,8 @@
 """Ellipsoids and mitred tubes: the small things of the anatomy, kept as arrays, and the builder that collects them.
 
-`anatomy_bones` and `anatomy_viscera` add to a `SceneBuilder` in trunk lengths; `raster` projects the result in millimetres. Small
-things are additive: each carries the *difference* between its own tissue and the tissue around it, per millimetre of ray.
+`anatomy_bones` and `anatomy_viscera` add to a `SceneBuilder` in trunk lengths; `raster` projects the result in
+millimetres. Small things are additive: each carries the *difference* between its own tissue and the tissue around it,
+per millimetre of ray.
 """
 
 from dataclasses import dataclass, fields
@@ -52,8 +53,8 @@ class Part(IntEnum):
 class Bore(NamedTuple):
     """The inside of a hollow tube: its share of the radius and what changes there.
 
-    is_thin: the wall is thin and the bore nearly the tissue outside, as in the trachea; it is then always drawn. A marrow
-    cavity is folded into the tube's own mix where a pixel is coarser than the wall.
+    is_thin: the wall is thin and the bore nearly the tissue outside, as in the trachea; it is then always drawn. A
+    marrow cavity is folded into the tube's own mix where a pixel is coarser than the wall.
     """
 
     ratio: float
@@ -80,7 +81,8 @@ class Ellipsoids:
 class Segments:
     """n cylinders cut by a plane at each end. Points and plane normals [n, 3]; radius [n]; mix [n, 4]; part [n].
 
-    Adjacent segments of a tube share the plane that halves the angle between them, so they neither overlap nor leave a gap.
+    Adjacent segments of a tube share the plane that halves the angle between them, so they neither overlap nor leave
+    a gap.
     """
 
     start: np.ndarray
@@ -96,6 +98,9 @@ class Segments:
         return Segments(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
+_UPRIGHT = np.eye(3)
+
+
 def frames_along(axes: np.ndarray) -> np.ndarray:
     """Orthonormal frames [n, 3, 3] whose first column runs along each of `axes` [n, 3] (unit length).
 
@@ -106,17 +111,26 @@ def frames_along(axes: np.ndarray) -> np.ndarray:
     zero = np.zeros_like(x)
     is_transverse = np.abs(y) >= 0.9
     third = np.where(is_transverse[:, None], np.stack([zero, z, -y], 1), np.stack([-z, zero, x], 1))
-    third /= np.linalg.norm(third, axis=1, keepdims=True)
-    return np.stack([axes, np.cross(third, axes), third], axis=2)
+    third = _unit(third)
+    frames = np.empty((len(axes), 3, 3))
+    frames[:, :, 0], frames[:, :, 2] = axes, third
+    frames[:, 0, 1] = third[:, 1] * z - third[:, 2] * y
+    frames[:, 1, 1] = third[:, 2] * x - third[:, 0] * z
+    frames[:, 2, 1] = third[:, 0] * y - third[:, 1] * x
+    return frames
 
 
 def mitred_segments(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Unit normals of the cutting planes of n polylines: points [n, m, 3] -> at starts, at ends, each [n, m - 1, 3]."""
-    tangents = np.diff(points, axis=1)
-    tangents /= np.linalg.norm(tangents, axis=2, keepdims=True)
-    normals = np.concatenate([tangents[:, :1], tangents[:, :-1] + tangents[:, 1:], tangents[:, -1:]], axis=1)
-    normals /= np.linalg.norm(normals, axis=2, keepdims=True)
+    tangents = _unit(points[:, 1:] - points[:, :-1])
+    normals = np.empty_like(points)
+    normals[:, 0], normals[:, -1] = tangents[:, 0], tangents[:, -1]
+    normals[:, 1:-1] = _unit(tangents[:, :-1] + tangents[:, 1:])
     return normals[:, :-1], normals[:, 1:]
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.sqrt(np.einsum("...k,...k->...", vectors, vectors))[..., None]
 
 
 class SceneBuilder:
@@ -128,57 +142,57 @@ class SceneBuilder:
     def __init__(self, *, unit_mm: float, is_fine: bool):
         self.unit_mm = unit_mm
         self.is_fine = is_fine
-        self._ellipsoids: list[tuple[np.ndarray, ...]] = []
-        self._segments: list[tuple[np.ndarray, ...]] = []
+        # One row per call, with the number of primitives first; the arrays are filled once, at the end.
+        self._ellipsoids: list[tuple] = []
+        self._segments: list[tuple] = []
 
     def add_ellipsoids(
         self, centre: np.ndarray, half_axes: np.ndarray, *, mix: Mix, part: Part, frame: np.ndarray | None = None
     ) -> None:
         """Add one ellipsoid or n of them. centre [n, 3] or [3]; half_axes and frame broadcast against it."""
-        centre = np.atleast_2d(np.asarray(centre, dtype=float))
-        n = len(centre)
-        self._ellipsoids.append(
-            (
-                centre,
-                np.broadcast_to(half_axes, (n, 3)),
-                np.broadcast_to(np.eye(3) if frame is None else frame, (n, 3, 3)),
-                np.broadcast_to(mix, (n, 4)),
-                np.full(n, part),
-            )
-        )
+        n = 1 if centre.ndim == 1 else len(centre)
+        self._ellipsoids.append((n, centre, half_axes, _UPRIGHT if frame is None else frame, mix, part))
 
     def add_tubes(
         self, points: np.ndarray, radius: np.ndarray | float, *, mix: Mix, part: Part, bore: Bore | None = None
     ) -> None:
         """Add one tube or n of the same number of points. points [n, m, 3] or [m, 3]; radius broadcasts to [n, m]."""
-        points = np.asarray(points, dtype=float)
         points = points[None] if points.ndim == 2 else points
-        radius = np.broadcast_to(radius, points.shape[:2])
+        n_tubes, n_points = points.shape[:2]
+        n = n_tubes * (n_points - 1)
+        if n == 0:
+            return
+        widths = np.empty((n_tubes, n_points))
+        widths[...] = radius
+        mean_radius = ((widths[:, :-1] + widths[:, 1:]) / 2).reshape(n)
+        at_start, at_end = (normals.reshape(n, 3) for normals in mitred_segments(points))
+        starts, ends = points[:, :-1].reshape(n, 3), points[:, 1:].reshape(n, 3)
         if bore is not None and not (self.is_fine or bore.is_thin):
             mix, bore = mix.plus(bore.mix, bore.ratio**2), None
-        at_start, at_end = mitred_segments(points)
-        mean_radius = (radius[:, :-1] + radius[:, 1:]) / 2
-        cylinders = [(1.0, mix, part)] if bore is None else [(1.0, mix, part), (bore.ratio, bore.mix, Part.OTHER)]
-        for ratio, tissue, belongs_to in cylinders:
-            n = mean_radius.size
-            self._segments.append(
-                (
-                    points[:, :-1].reshape(n, 3),
-                    points[:, 1:].reshape(n, 3),
-                    at_start.reshape(n, 3),
-                    at_end.reshape(n, 3),
-                    mean_radius.reshape(n) * ratio,
-                    np.broadcast_to(tissue, (n, 4)),
-                    np.full(n, belongs_to),
-                )
-            )
+        self._segments.append((n, starts, ends, at_start, at_end, mean_radius, mix, part))
+        if bore is not None:
+            inside = (n, starts, ends, at_start, at_end, mean_radius * bore.ratio, bore.mix, Part.OTHER)
+            self._segments.append(inside)
 
     def ellipsoids(self) -> Ellipsoids:
         """All ellipsoids so far, in millimetres."""
-        centre, half_axes, frame, mix, part = (np.concatenate(column) for column in zip(*self._ellipsoids))
+        centre, half_axes, frame, mix, part = _filled(self._ellipsoids, ((3,), (3,), (3, 3), (4,), ()))
         return Ellipsoids(centre * self.unit_mm, half_axes * self.unit_mm, frame, mix, part)
 
     def segments(self) -> Segments:
         """All tube segments so far, in millimetres."""
-        start, end, at_start, at_end, radius, mix, part = (np.concatenate(column) for column in zip(*self._segments))
+        tails = ((3,), (3,), (3,), (3,), (), (4,), ())
+        start, end, at_start, at_end, radius, mix, part = _filled(self._segments, tails)
         return Segments(start * self.unit_mm, end * self.unit_mm, at_start, at_end, radius * self.unit_mm, mix, part)
+
+
+def _filled(rows: list[tuple], tails: tuple[tuple[int, ...], ...]) -> list[np.ndarray]:
+    """The columns of `rows` as arrays over all primitives; each row's values are broadcast to its count."""
+    total = sum(row[0] for row in rows)
+    columns = [np.empty((total, *tail)) for tail in tails]
+    first = 0
+    for count, *values in rows:
+        for column, value in zip(columns, values):
+            column[first : first + count] = value
+        first += count
+    return columns

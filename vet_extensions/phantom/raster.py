@@ -1,8 +1,8 @@
 """Adds the path lengths of thousands of small ellipsoids and tube segments to an image.
 
-`render` calls `add_ellipsoids` and `add_segments` with a scene's primitives. Each primitive is evaluated on a patch that holds
-its projection. Patches are grouped by size, so that one matrix product (coefficients x pixel basis) serves a whole group, in pieces
-that stay in the second-level cache.
+`render` calls `add_ellipsoids` and `add_segments` with a scene's primitives. Each primitive is evaluated on a patch
+that holds its projection. Patches are grouped by size, so that one matrix product (coefficients x pixel basis) serves
+a whole group, in pieces that stay in the second-level cache.
 """
 
 from collections.abc import Iterator

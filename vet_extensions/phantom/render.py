@@ -1,7 +1,7 @@
 """Images and ground truth of a phantom study: `render_view`, `path_lengths`, `organ_masks`.
 
-The archive writer, the tests and the pictures of the report call these. Everything is projected through one `Camera` per exposure,
-so images, landmarks and masks of one size agree to the pixel.
+The archive writer, the tests and the pictures of the report call these. Everything is projected through one `Camera`
+per exposure, so images, landmarks and masks of one size agree to the pixel.
 """
 
 from dataclasses import dataclass
@@ -33,8 +33,8 @@ _LARGE_HALF_WIDTH_PX = 36
 class RenderedView:
     """One image. image: [H, W] float32 in [0, 1], bone white, air black.
 
-    pixel_spacing_mm is measured on the detector, where things appear magnified. landmarks_px: the 46 landmarks as (column, row),
-    which may lie outside the image; findings_px: the same for the findings that are present.
+    pixel_spacing_mm is measured on the detector, where things appear magnified. landmarks_px: the 46 landmarks as
+    (column, row), which may lie outside the image; findings_px: the same for the findings that are present.
     """
 
     image: np.ndarray

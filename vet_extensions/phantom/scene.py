@@ -27,7 +27,7 @@ class Haze:
 
 @dataclass(frozen=True)
 class Scene:
-    """trunk in trunk lengths (`unit_mm` each), the rest in mm. `effusion` and `pneumothorax`: how far the lung retracts for each."""
+    """trunk in trunk lengths (`unit_mm` each), the rest in mm. effusion, pneumothorax: how far the lung retracts."""
 
     unit_mm: float
     trunk: Trunk

@@ -1,7 +1,7 @@
 """Studies of the synthetic archive: one animal, its findings, and its views with their exposures.
 
-`sample_study` is the way in: everything about study `number` follows from (seed, number) alone, in any order and any process.
-`render` makes images of a study, `archive` writes it as DICOM, `truth` writes down what is known about it.
+`sample_study` is the way in: everything about study `number` follows from (seed, number) alone, in any order and any
+process. `render` makes images of a study, `archive` writes it as DICOM, `truth` writes down what is known about it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -78,12 +78,12 @@ def sample_study(
 ) -> PhantomStudy:
     """Draw study `number` of the archive `seed`.
 
-    profile: "balanced" (each finding in 15 % of animals) or "clinical" (2 to 10 %); findings are independent of each other.
-    views: which to take, in this order; by default one lateral and one frontal, drawn at random.
-    findings: overrules the draw for the findings it names and changes nothing else about the animal.
-    shared_exposure: give all views the first view's nuisance variables. A trap for tests: studies can then be told apart by
-        how they were exposed, which says nothing about the animal.
-    Raises UserError for an unknown profile, view or finding, or a negative seed or number.
+    profile: "balanced" (each finding in 15 % of animals) or "clinical" (2 to 10 %); findings are independent of each
+    other. views: which to take, in this order; by default one lateral and one frontal, drawn at random. findings:
+    overrules the draw for the findings it names and changes nothing else about the animal. shared_exposure: give all
+    views the first view's nuisance variables. A trap for tests: studies can then be told apart by how they were
+    exposed, which says nothing about the animal. Raises UserError for an unknown profile, view or finding, or a
+    negative seed or number.
     """
     if seed < 0 or number < 0:
         raise UserError(f"Seed and study number must be 0 or more, got seed {seed} and number {number}.")
@@ -125,8 +125,8 @@ def finding_centroids_mm(
 ) -> dict[str, list[tuple[float, float, float]]]:
     """Where the findings that are present sit in the body frame, in mm; one point per nodule, fracture and spur.
 
-    Without an exposure: as in a textbook VD view at rest. Effusion and pneumothorax lie all round the lung; their point is
-    the middle of each half of the chest.
+    Without an exposure: as in a textbook VD view at rest. Effusion and pneumothorax lie all round the lung; their
+    point is the middle of each half of the chest.
     """
     landmarks = study_scene(study, exposure or Exposure(view=View.VD)).landmarks
     return centroids_of(study, landmarks)

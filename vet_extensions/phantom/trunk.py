@@ -1,7 +1,8 @@
 """The trunk of one animal at one moment: body wall, chest cavity, lungs, diaphragm, heart and mediastinum.
 
-`scene.build_scene` makes a `Trunk` first; bones and viscera then hang on its tables, and `composition` combines its large bodies
-without counting any tissue twice. Lengths in trunk lengths; breathing, heart beat and gravity come from the exposure.
+`scene.build_scene` makes a `Trunk` first; bones and viscera then hang on its tables, and `composition` combines its
+large bodies without counting any tissue twice. Lengths in trunk lengths; breathing, heart beat and gravity come from
+the exposure.
 """
 
 from dataclasses import dataclass
@@ -37,6 +38,11 @@ class Solid:
     half_axes: np.ndarray
     frame: np.ndarray
 
+    def is_clear_of(self, points: np.ndarray, margin: float) -> np.ndarray:
+        """[n] whether points [n, 3] lie outside the ellipsoid with its half axes grown by `margin`."""
+        inside = (points - self.centre) @ self.frame / (self.half_axes + margin)
+        return np.einsum("nk,nk->n", inside, inside) > 1
+
 
 @dataclass(frozen=True)
 class Trunk:
@@ -57,6 +63,17 @@ class Trunk:
     mediastinum: Solid
     diaphragm_shift: float
     landmarks: dict[str, np.ndarray]
+
+    def into_lung(self, point: np.ndarray, radius: float) -> np.ndarray:
+        """The point [3], moved towards the middle of its own lung until a ball of this radius meets no heart, dome or belly."""
+        x, side = 0.5, np.sign(point[1])
+        half_width = float(at_x(self.lung_edge.half_width, x))
+        refuge = np.array([x, side * 0.65 * half_width, float(at_x(self.lung_edge.centre, x))])
+        way = point + np.linspace(0.0, 1.0, 41)[:, None] * (refuge - point)
+        is_clear = way @ self.costal_normal < self.costal_offset - radius
+        for solid in (self.diaphragm, self.heart, self.atria):
+            is_clear &= solid.is_clear_of(way, radius)
+        return way[np.argmax(is_clear)] if is_clear.any() else refuge
 
     def spine_height(self, x: np.ndarray | float) -> np.ndarray:
         """Height of the vertebral bodies' axis at x."""
