@@ -45,8 +45,8 @@ class RenderedView:
 
 def render_view(study: PhantomStudy, exposure: Exposure, size_px: int) -> RenderedView:
     """Take one radiograph of a study's animal, size_px x size_px."""
-    camera, scene = _set_up(study, exposure, size_px)
-    image = form_image(_scene_paths(scene, camera), exposure)
+    camera, scene = set_up(study, exposure, size_px)
+    image = form_image(scene_paths(scene, camera), exposure)
     columns_rows = camera.project(np.stack([scene.landmarks[name] for name in LANDMARKS]))
     landmarks = {name: (float(column), float(row)) for name, (column, row) in zip(LANDMARKS, columns_rows)}
     findings = {
@@ -58,8 +58,8 @@ def render_view(study: PhantomStudy, exposure: Exposure, size_px: int) -> Render
 
 def path_lengths(study: PhantomStudy, exposure: Exposure, size_px: int) -> np.ndarray:
     """Millimetres of soft tissue, fat, bone and metal on each pixel's ray, [4, H, W] float32, before any exposure."""
-    camera, scene = _set_up(study, exposure, size_px)
-    return _scene_paths(scene, camera)
+    camera, scene = set_up(study, exposure, size_px)
+    return scene_paths(scene, camera)
 
 
 def organ_masks(study: PhantomStudy, exposure: Exposure, size_px: int) -> dict[str, np.ndarray]:
@@ -67,7 +67,7 @@ def organ_masks(study: PhantomStudy, exposure: Exposure, size_px: int) -> dict[s
 
     A pixel belongs to a large organ from 3 mm of it on the ray, to a small one from 0.8 mm.
     """
-    camera, scene = _set_up(study, exposure, size_px)
+    camera, scene = set_up(study, exposure, size_px)
     rays = Rays(camera)
     trunk = compose_trunk(scene, rays)
     large = {
@@ -116,7 +116,7 @@ def _finding_masks(
     return masks
 
 
-def _set_up(study: PhantomStudy, exposure: Exposure, size_px: int) -> tuple[Camera, Scene]:
+def set_up(study: PhantomStudy, exposure: Exposure, size_px: int) -> tuple[Camera, Scene]:
     if not SMALLEST_PX <= size_px <= LARGEST_PX:
         raise UserError(f"An image of {size_px} pixels was asked for. Allowed: {SMALLEST_PX} to {LARGEST_PX}.")
     anatomy = study.anatomy
@@ -133,7 +133,7 @@ def _coarsening(size_px: int) -> int:
     return 2 if size_px < 512 else 4
 
 
-def _scene_paths(scene: Scene, camera: Camera) -> np.ndarray:
+def scene_paths(scene: Scene, camera: Camera) -> np.ndarray:
     size, factor = camera.size_px, _coarsening(camera.size_px)
     rays = Rays(camera)
     coarse = Rays(camera.resized(size // factor)) if factor > 1 else None
@@ -168,8 +168,8 @@ def _part_path(scene: Scene, camera: Camera, part: Part) -> np.ndarray:
     canvas = np.zeros((1, camera.size_px, camera.size_px), np.float32)
     ellipsoids = scene.ellipsoids.select(scene.ellipsoids.part == part)
     segments: Segments = scene.segments.select(scene.segments.part == part)
-    add_ellipsoids(canvas, camera, ellipsoids, weights=np.ones((len(ellipsoids.part), 1)))
-    add_segments(canvas, camera, segments, weights=np.ones((len(segments.part), 1)))
+    add_ellipsoids(canvas, camera, ellipsoids, weights=np.ones((len(ellipsoids.part), 1)), keeps_mass=False)
+    add_segments(canvas, camera, segments, weights=np.ones((len(segments.part), 1)), keeps_mass=False)
     return canvas[0]
 
 
