@@ -246,7 +246,8 @@ def _check_deflated(file: BinaryIO, *, max_bytes: int) -> None:
     if len(head) < 12 or head[:8] != b"\x02\x00\x00\x00UL\x04\x00":
         return
     meta = file.read(min(struct.unpack("<I", head[8:])[0], 2**20))
-    if DeflatedExplicitVRLittleEndian.encode() + b"\0" not in meta:
+    syntax = DeflatedExplicitVRLittleEndian.encode()
+    if b"\x02\x00\x10\x00UI" + struct.pack("<H", len(syntax)) + syntax not in meta:
         return
     inflater, n_bytes = zlib.decompressobj(-zlib.MAX_WBITS), 0
     try:

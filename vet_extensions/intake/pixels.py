@@ -2,9 +2,9 @@
 
 `run` calls `to_grey` in its workers. The order is that of PS3.4 N.2: stored values, modality transformation, values of
 interest, presentation. A radiograph has at most 16 bits, so the whole chain is a function of the stored bit pattern: it is
-computed once for each of the 256 or 65,536 patterns in float64, and then looked up for each pixel.
+computed in float64 once for each pattern that occurs, and then looked up for each pixel.
 
-Legend: P = 2 ** bits allocated, the number of bit patterns.
+Legend: P = 2 ** bits allocated, the number of bit patterns; V = the different unpadded stored values of the image.
 """
 
 from collections.abc import Sequence
@@ -36,41 +36,43 @@ def to_grey(raw: np.ndarray, dataset: Dataset, layout: PixelLayout) -> np.ndarra
 
 def grey_table(dataset: Dataset, layout: PixelLayout, *, counts: np.ndarray) -> np.ndarray:
     """uint16 [P]: the grey of each bit pattern. counts: float or int [P], how often each pattern occurs in the image."""
-    stored = stored_values(layout)  # [P]
-    padding = padding_mask(dataset, stored, layout)  # [P]
-    shown = np.where(padding, 0, counts)  # [P]
-    present = shown > 0
-    if not present.any():
+    table = np.zeros(len(counts), dtype=np.uint16)  # [P]; padding stays black
+    patterns = np.flatnonzero(counts)
+    stored = stored_values(patterns, layout)
+    is_shown = ~padding_mask(dataset, stored, layout)
+    patterns, stored = patterns[is_shown], stored[is_shown]  # [V] from here on
+    if len(patterns) == 0:
         raise Refusal(RejectionCode.CONSTANT_IMAGE, "every pixel is padding")
     values = apply_modality(dataset, stored, layout)
-    _refuse_constant(values[present], "all unpadded pixels have one value")
+    _refuse_constant(values, "all unpadded pixels have one value")
     grey = apply_voi(dataset, values, layout)
     if grey is None:
-        grey = _percentile_window(values, shown)
+        grey = _percentile_window(values, counts[patterns])
     if is_inverse(dataset):
         grey = 1.0 - grey
-    _refuse_constant(grey[present], "the grey-scale transformation maps all pixels to one value")
-    table = np.rint(np.clip(grey, 0.0, 1.0) * WHITE).astype(np.uint16)
-    table[padding] = 0
+    _refuse_constant(grey, "the grey-scale transformation maps all pixels to one value")
+    table[patterns] = np.rint(np.clip(grey, 0.0, 1.0) * WHITE)
     return table
 
 
-def stored_values(layout: PixelLayout) -> np.ndarray:
-    """int64 [P]: the value of each bit pattern.
+def stored_values(patterns: np.ndarray, layout: PixelLayout) -> np.ndarray:
+    """int64, the value of each bit pattern.
 
     The bits from HighBit down count, the others may hold anything (PS3.5 section 8.1.1; old files kept overlays there); the
     top one is the sign if PixelRepresentation is 1 (PS3.3 C.7.6.3.1).
     """
-    patterns = np.arange(2**layout.bits_allocated, dtype=np.int64)
-    values = (patterns >> (layout.high_bit + 1 - layout.bits_stored)) & (2**layout.bits_stored - 1)
+    values = (patterns.astype(np.int64) >> (layout.high_bit + 1 - layout.bits_stored)) & (2**layout.bits_stored - 1)
     if layout.is_signed:
         values = np.where(values >= 2 ** (layout.bits_stored - 1), values - 2**layout.bits_stored, values)
     return values
 
 
 def padding_mask(dataset: Dataset, stored: np.ndarray, layout: PixelLayout) -> np.ndarray:
-    """bool [P]: the stored values outside the picture. PixelPaddingValue to PixelPaddingRangeLimit, both included and in either
-    order (it depends on MONOCHROME1 or 2), compared before any transformation (PS3.3 C.7.5.1.1.2)."""
+    """bool: which stored values lie outside the picture.
+
+    PixelPaddingValue to PixelPaddingRangeLimit, both included and in either order (it depends on MONOCHROME1 or 2), compared
+    before any transformation (PS3.3 C.7.5.1.1.2).
+    """
     value = number(dataset, "PixelPaddingValue")
     if value is None:
         return np.zeros(stored.shape, dtype=bool)
@@ -80,7 +82,7 @@ def padding_mask(dataset: Dataset, stored: np.ndarray, layout: PixelLayout) -> n
 
 
 def apply_modality(dataset: Dataset, stored: np.ndarray, layout: PixelLayout) -> np.ndarray:
-    """float64 [P]: the Modality LUT Sequence if there is one, else RescaleSlope and RescaleIntercept (PS3.3 C.11.1)."""
+    """float64 [V]: the Modality LUT Sequence if there is one, else RescaleSlope and RescaleIntercept (PS3.3 C.11.1)."""
     items = dataset.get("ModalityLUTSequence")
     if items:
         values, _ = _apply_lut(items[0], stored.astype(np.float64), dataset, is_input_signed=layout.is_signed)
@@ -94,7 +96,7 @@ def apply_modality(dataset: Dataset, stored: np.ndarray, layout: PixelLayout) ->
 
 
 def apply_voi(dataset: Dataset, values: np.ndarray, layout: PixelLayout) -> np.ndarray | None:
-    """float64 [P] in [0, 1]: the first item of the VOI LUT Sequence, else the first window (PS3.3 C.11.2); None without either.
+    """float64 [V] in [0, 1]: the first item of the VOI LUT Sequence, else the first window (PS3.3 C.11.2); None without either.
 
     Several windows are alternatives, of which the first is meant to be shown first (C.11.2.1.2).
     """
@@ -188,14 +190,16 @@ def _is_signed_input(dataset: Dataset, layout: PixelLayout) -> bool:
 
 
 def _percentile_window(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Stretch between two percentiles of the pixels; where these meet (few pixels are not background), between the extremes."""
+    """Stretch between two percentiles of the pixels; where these meet (few pixels are not background), between the extremes.
+
+    values, counts: [V], each value and how many pixels have it.
+    """
     order = np.argsort(values, kind="stable")
     cumulated = np.cumsum(counts[order], dtype=np.float64)
     places = np.searchsorted(cumulated, [cumulated[-1] * share / 100 for share in PERCENTILES])
     low, high = values[order][np.minimum(places, len(order) - 1)]
     if low == high:
-        present = values[counts > 0]
-        low, high = present.min(), present.max()
+        low, high = values.min(), values.max()
     return np.clip((values - low) / (high - low), 0.0, 1.0)
 
 
