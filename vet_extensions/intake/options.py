@@ -20,7 +20,7 @@ class IntakeOptions:
     labels: a CSV, TSV or Parquet table with a column SOPInstanceUID or StudyInstanceUID; see `labels.read_labels`.
     label_columns: the columns of that table that are findings; None takes those called `label.<finding>`, and if there are
         none, every column that holds nothing but 0, 1, -1 and empty cells.
-    train, val, test: shares of the patients; they sum to 1. split_seed: decides who goes where.
+    split_fractions: shares of the patients for train, val and test; they sum to 1. split_seed: decides who goes where.
     accept_secondary_capture: also take Secondary Capture objects (screen shots and digitised film, as a rule).
     max_pixels: larger images are rejected before they are decoded.
     salt: the secret behind the pseudonyms; None keeps or makes one in OUT/private/salt.
@@ -30,9 +30,7 @@ class IntakeOptions:
     bits: int = 8
     labels: Path | None = None
     label_columns: tuple[str, ...] | None = None
-    train: float = 0.7
-    val: float = 0.1
-    test: float = 0.2
+    split_fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
     split_seed: int = 0
     accept_secondary_capture: bool = False
     max_pixels: int = 100_000_000
@@ -52,24 +50,23 @@ class IntakeOptions:
                 f"The salt has {len(self.salt)} characters; with fewer than 8 the pseudonyms could be guessed. "
                 "Give a longer one, or none to have one made."
             )
-        shares = (self.train, self.val, self.test)
-        if min(shares) < 0 or self.train == 0 or abs(sum(shares) - 1) > 1e-6:
+        shares = self.split_fractions
+        if len(shares) != 3 or min(shares) < 0 or shares[0] == 0 or abs(sum(shares) - 1) > 1e-6:
             raise UserError(
-                f"The split shares train={self.train}, val={self.val}, test={self.test} do not fit: none may be negative, "
-                "train must be above 0, and they must sum to 1."
+                f"split_fractions is {shares}; it needs three shares for train, val and test, none negative, train above 0, "
+                "and a sum of 1. The usual ones are (0.7, 0.1, 0.2)."
             )
 
     @property
     def fractions(self) -> dict[Split, float]:
-        return {Split.TRAIN: self.train, Split.VAL: self.val, Split.TEST: self.test}
+        """The share of each split."""
+        return dict(zip(Split, self.split_fractions))
 
     def as_json(self) -> dict[str, Any]:
         """The choices that decide the output, without the secret and without paths (they may hold names)."""
         values = asdict(self)
         del values["salt"], values["labels"]
-        if self.label_columns is not None:
-            values["label_columns"] = list(self.label_columns)
-        return values
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,26 +104,6 @@ class IntakeSummary:
     run_key: str = ""
     schema_version: int = SCHEMA_VERSION
     was_already_done: bool = False
-
-    def __str__(self) -> str:
-        """The report that the command line prints."""
-        lines = [
-            f"{self.n_files:,} files: {self.n_accepted:,} images accepted "
-            f"({self.n_studies:,} studies, {self.n_patients:,} patients), {self.n_rejected:,} files rejected"
-        ]
-        lines += [f"  {code:<30}{n:>10,}" for code, n in self.rejected.items()]
-        parts = (f"{split} {n['patients']:,} patients / {n['images']:,} images" for split, n in self.splits.items())
-        lines.append("split: " + ", ".join(parts))
-        if self.labels is not None:
-            lines.append(
-                f"labels: {len(self.labels.columns)} findings; {self.labels.n_rows_unmatched:,} of {self.labels.n_rows:,} rows "
-                f"matched no image, {self.labels.n_images_without_row:,} images had no row"
-            )
-        if self.labels is not None and self.labels.ignored_columns:
-            lines.append(f"  columns not used as findings: {', '.join(self.labels.ignored_columns)}")
-        if self.was_already_done:
-            lines.append("Nothing was done: the folder already held this very run.")
-        return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
         values = asdict(self)

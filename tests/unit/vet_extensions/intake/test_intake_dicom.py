@@ -21,8 +21,8 @@ from pydicom.uid import (
 )
 
 from vet_extensions.intake import decode
-from vet_extensions.intake.deidentify import Pseudonyms
 from vet_extensions.intake.decode import read_stored_values
+from vet_extensions.intake.deidentify import Pseudonyms
 from vet_extensions.intake.dicom import open_dicom, pixel_layout
 from vet_extensions.intake.header import HeaderReader
 from vet_extensions.intake.image import ImageReader, StoredImage

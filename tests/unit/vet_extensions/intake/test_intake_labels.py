@@ -57,7 +57,7 @@ def test_prefixed_columns_are_the_only_ones_if_there_are_any(tmp_path: Path) -> 
 
 
 def test_a_named_column_with_other_values_is_an_error_that_names_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Column 'grade'.*-1 \\(uncertain\\)"):
+    with pytest.raises(UserError, match=r"Column 'grade'.*-1 \(uncertain\)"):
         read(tmp_path, "SOPInstanceUID,grade\n1.1,3\n", columns=("grade",))
 
 
@@ -67,7 +67,7 @@ def test_a_named_column_that_is_missing_is_an_error_with_those_there_are(tmp_pat
 
 
 def test_a_table_without_key_is_an_error_that_says_which_are_allowed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="SOPInstanceUID.*StudyInstanceUID"):
+    with pytest.raises(UserError, match=r"SOPInstanceUID.*StudyInstanceUID"):
         read(tmp_path, "image,effusion\n1.1,1\n")
 
 

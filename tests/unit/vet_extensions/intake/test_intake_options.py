@@ -13,9 +13,9 @@ from vet_extensions.intake.options import IntakeOptions, IntakeSummary, LabelRep
     [
         ({"longest_side_px": 4}, "at least 16"),
         ({"bits": 12}, "8 or 16"),
-        ({"train": 0.9}, "sum to 1"),
-        ({"train": 0.0, "val": 0.5, "test": 0.5}, "train must be above 0"),
-        ({"val": -0.1, "test": 0.4}, "none may be negative"),
+        ({"split_fractions": (0.9, 0.1, 0.2)}, "a sum of 1"),
+        ({"split_fractions": (0.0, 0.5, 0.5)}, "train above 0"),
+        ({"split_fractions": (0.7, -0.1, 0.4)}, "none negative"),
         ({"salt": "short"}, "fewer than 8"),
         ({"max_pixels": 0}, "at least 256"),
     ],

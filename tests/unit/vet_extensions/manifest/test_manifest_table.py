@@ -88,7 +88,7 @@ def test_an_unknown_split_is_answered_with_the_known_ones(tmp_path: Path) -> Non
 
 
 def test_an_unknown_column_is_answered_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'age'.*image_id"):
+    with pytest.raises(UserError, match=r"'age'.*image_id"):
         make_manifest(tmp_path).column("age")
 
 

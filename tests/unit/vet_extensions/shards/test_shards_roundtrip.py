@@ -4,6 +4,7 @@ import io
 import multiprocessing
 import pickle
 import tarfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ def make_images(n: int = 7, dtype: type = np.uint8) -> list[np.ndarray]:
     return [rng.integers(0, np.iinfo(dtype).max, (20 + i, 30 - i)).astype(dtype) for i in range(n)]
 
 
-def write(root: Path, images: list[np.ndarray], **options: int) -> ShardReader:
+def write(root: Path, images: Iterable[np.ndarray], **options: int) -> ShardReader:
     with ShardWriter(root / "shards", **options) as writer:
         for number, pixels in enumerate(images):
             writer.add(f"{number:016x}", pixels)
@@ -85,9 +86,13 @@ def test_the_same_images_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_writer_leaves_no_index(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="stop"), ShardWriter(tmp_path / "shards") as writer:
-        writer.add("0" * 16, make_images(1)[0])
+    def interrupted() -> Iterator[np.ndarray]:
+        yield make_images(1)[0]
         raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        write(tmp_path, interrupted())
+    assert (tmp_path / "shards" / "shard-000000.tar").exists()
     assert not (tmp_path / "shards" / "index.parquet").exists()
 
 
