@@ -1,6 +1,6 @@
 """CPU time of one phantom image, one thread: `python benchmarks/phantom.py [--size 128 512] [--studies 20]`.
 
-Prints milliseconds of process time per view (image only) at each size: median and the 90th percentile over views, after a warm-up, and
+Prints milliseconds of process time per view (image only) at each size: median and 90th percentile, after a warm-up, and
 the limits that the room promises (30 ms at 128 px, 250 ms at 512 px). Process time counts this process's work alone, so a busy
 machine slows the answer by its caches and clock only.
 """

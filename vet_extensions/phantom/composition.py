@@ -54,9 +54,9 @@ def compose_trunk(scene: Scene, rays: Rays, *, coarse: Rays | None = None) -> Tr
         np.minimum(heart[0], atria[0]),
         np.maximum(heart[1], atria[1]),
     )  # hull: the groove between is filled by fat
-    lung = pleura = _outside(chest, dome, heart, mediastinum)
+    lung = pleura = length_outside(chest, dome, heart, mediastinum)
     if trunk.lung is not None:
-        lung = _outside(_front_of_costal_arch(interval_of(trunk.lung), scene, rays), dome, heart, mediastinum)
+        lung = length_outside(_front_of_costal_arch(interval_of(trunk.lung), scene, rays), dome, heart, mediastinum)
     dome_in_chest = _length(_meet(chest, dome))
     return TrunkPaths(
         skin=_length(interval_of(trunk.skin)),
@@ -78,6 +78,16 @@ def add_trunk(canvas: np.ndarray, paths: TrunkPaths, scene: Scene) -> None:
         # With effusion too, air and fluid share the pleural space as they share in the lung's retraction.
         air = np.float32(_FREE_AIR * scene.pneumothorax / (scene.pneumothorax + scene.effusion))
         canvas[0] -= air * paths.pleural_space
+
+
+def length_outside(base: Interval, dome: Interval, heart: Interval, mediastinum: Interval) -> np.ndarray:
+    """Length of `base` outside the union of the three, by inclusion and exclusion."""
+    d, h, m = _meet(base, dome), _meet(base, heart), _meet(base, mediastinum)
+    dh = _meet(d, h)
+    covered = _length(d) + _length(h) + _length(m)
+    covered -= _length(dh) + _length(_meet(d, m)) + _length(_meet(h, m))
+    covered += _length(_meet(dh, m))
+    return np.maximum(_length(base) - covered, 0)
 
 
 def haze_path(haze: Haze, lung: np.ndarray, rays: Rays) -> np.ndarray:
@@ -103,16 +113,6 @@ def _length(interval: Interval) -> np.ndarray:
 
 def _meet(one: Interval, other: Interval) -> Interval:
     return np.maximum(one[0], other[0]), np.minimum(one[1], other[1])
-
-
-def _outside(base: Interval, dome: Interval, heart: Interval, mediastinum: Interval) -> np.ndarray:
-    """Length of `base` outside the union of the three."""
-    d, h, m = _meet(base, dome), _meet(base, heart), _meet(base, mediastinum)
-    dh = _meet(d, h)
-    covered = _length(d) + _length(h) + _length(m)
-    covered -= _length(dh) + _length(_meet(d, m)) + _length(_meet(h, m))
-    covered += _length(_meet(dh, m))
-    return np.maximum(_length(base) - covered, 0)
 
 
 def _front_of_costal_arch(interval: Interval, scene: Scene, rays: Rays) -> Interval:

@@ -130,7 +130,7 @@ def _coarsening(size_px: int) -> int:
     """By how much smooth bodies are drawn smaller than the image, to save time where nobody sees the difference."""
     if size_px < 192:
         return 1
-    return 2 if size_px < 512 else 4
+    return 2 if size_px < 768 else 4
 
 
 def scene_paths(scene: Scene, camera: Camera) -> np.ndarray:

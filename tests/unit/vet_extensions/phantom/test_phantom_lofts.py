@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vet_extensions.phantom.camera import Rays, place_camera
-from vet_extensions.phantom.composition import compose_trunk
+from vet_extensions.phantom.composition import compose_trunk, length_outside
 from vet_extensions.phantom.lofts import STATIONS, Loft, loft_interval
 from vet_extensions.phantom.scene import Scene
 from vet_extensions.phantom.studies import sample_study, study_scene
@@ -79,6 +79,15 @@ def test_a_straight_round_loft_has_the_chords_of_a_cylinder() -> None:
     for pixel in some_pixels(0, 40):
         marched = march(rays, unit_mm, pixel, lambda points: points[1] ** 2 + (points[2] + 0.3) ** 2 <= 0.04)
         assert abs(max(leave[tuple(pixel)] - enter[tuple(pixel)], 0) - marched) < 0.5
+
+
+def test_the_length_outside_three_intervals_counts_no_overlap_twice() -> None:
+    rng = np.random.default_rng(0)
+    intervals = [tuple(np.sort(rng.integers(0, 12, (2, 400)), axis=0).astype(np.float32)) for _ in range(4)]
+    cells = np.arange(12)[:, None] + 0.5
+    base, *others = [(cells > enter) & (cells < leave) for enter, leave in intervals]
+    expected = (base & ~np.any(others, axis=0)).sum(axis=0)
+    np.testing.assert_array_equal(length_outside(*intervals), expected)
 
 
 @pytest.mark.parametrize("findings", [{}, {"effusion": True, "pneumothorax": False}])

@@ -40,6 +40,15 @@ def test_a_finding_has_the_same_size_whichever_others_are_present() -> None:
     assert alone.lesions.nodules == among_all.lesions.nodules
 
 
+def test_the_extent_of_one_finding_says_nothing_about_another() -> None:
+    all_present = dict.fromkeys(FINDINGS, True)
+    lesions = [sample_study(0, k, findings=all_present).lesions for k in range(300)]
+    extent = np.array(
+        [(one.effusion, one.pneumothorax, one.heart_enlargement, one.megaesophagus_radius) for one in lesions]
+    )
+    assert np.abs(np.corrcoef(extent.T) - np.eye(4)).max() < 4.5 / np.sqrt(300)
+
+
 @pytest.mark.parametrize("profile", list(PROFILES))
 def test_findings_have_their_prevalence_and_are_independent(profile: str) -> None:
     present = np.array([list(sample_study(0, k, profile=profile).findings.values()) for k in range(1200)], dtype=float)
