@@ -21,8 +21,7 @@ FRONTAL_VIEWS = PHANTOM_VIEWS[2:]
 class Exposure:
     """Positioning, breathing, beam, detector and display variables of one view; the defaults are a textbook exposure.
 
-    Angles in radians; offsets in trunk lengths; `*_fraction`, `tube_voltage` and the marker and collimator draws in
-    [0, 1].
+    Angles in radians; offsets in trunk lengths; tube voltage, scatter, collimation and the marker's place in [0, 1].
     """
 
     view: View
