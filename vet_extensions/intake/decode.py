@@ -37,6 +37,7 @@ DECODERS: dict[str, tuple[str, ...]] = {
     "1.2.840.10008.1.2.4.203": ("pylibjpeg",),
 }
 _RLE = "1.2.840.10008.1.2.5"
+_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 
 
 def transfer_syntax(dataset: Dataset) -> str:
@@ -52,6 +53,10 @@ def transfer_syntax(dataset: Dataset) -> str:
 def read_stored_values(dataset: Dataset, layout: PixelLayout) -> np.ndarray:
     """Decode PixelData: uint8 or uint16 [rows, columns], the bit patterns, neither masked nor signed. Errors: Refusal."""
     syntax = transfer_syntax(dataset)
+    if syntax == _JPEG_EXTENDED and layout.bits_stored > 8:
+        raise Refusal(
+            Code.UNSUPPORTED_TRANSFER_SYNTAX, f"JPEG Extended with {layout.bits_stored} bits; up to 8 are read"
+        )
     data = dataset.get("PixelData")
     if not data:
         raise Refusal(Code.NO_PIXEL_DATA, "PixelData is missing or empty")
@@ -87,7 +92,7 @@ def _check_stream(data: bytes, layout: PixelLayout, *, is_rle: bool) -> None:
         raise Refusal(Code.PIXEL_DATA_TRUNCATED, f"the fragments cannot be followed ({type(error).__name__})") from None
     if is_rle:
         return
-    if not frame.rstrip(b"\0").endswith(b"\xff\xd9"):
+    if not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):  # writers pad to even length with either byte
         raise Refusal(Code.PIXEL_DATA_TRUNCATED, f"the compressed stream of {len(frame):,} bytes has no end mark")
     size = _codestream_size(frame)
     if size is not None and size != (layout.rows, layout.columns):

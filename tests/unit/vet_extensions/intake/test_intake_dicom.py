@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from factories import make_dataset, make_dicom, make_pixels
 from pydicom import dcmread, dcmwrite
+from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -178,6 +179,25 @@ def test_ctrl_c_during_decoding_is_no_rejection(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(decode, "get_decoder", lambda _: Interrupted())
     with pytest.raises(KeyboardInterrupt):
         read(make_dicom(tmp_path / "image.dcm"))
+
+
+def test_twelve_bit_jpeg_extended_is_unsupported_and_said_so() -> None:
+    path = get_testdata_file("JPEG-lossy.dcm")
+    assert path is not None
+    answer = read(Path(path), accept_secondary_capture=True)
+    assert answer == Rejection(
+        RejectionCode.UNSUPPORTED_TRANSFER_SYNTAX, "JPEG Extended with 12 bits; up to 8 are read"
+    )
+
+
+@pytest.mark.parametrize("padding", [b"\0", b"\xff"])
+def test_a_padding_byte_after_the_end_of_a_stream_is_no_truncation(tmp_path: Path, padding: bytes) -> None:
+    path = make_dicom(tmp_path / "image.dcm", pixels=make_pixels(64, 64), transfer_syntax=JPEGLSLossless)
+    dataset = dcmread(path)
+    frame = next(generate_frames(dataset.PixelData, number_of_frames=1)).rstrip(b"\0")
+    dataset.PixelData = encapsulate([frame + padding * (1 + len(frame) % 2)])
+    dcmwrite(path, dataset)
+    assert isinstance(read(path), StoredImage)
 
 
 def test_a_private_transfer_syntax_is_unsupported(tmp_path: Path) -> None:
