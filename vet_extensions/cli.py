@@ -50,9 +50,8 @@ def _give_up(sentence: str, code: int) -> Never:
 
 
 def _sentence_for(error: Exception) -> str | None:
-    """What to tell the user, or None where the fault is ours. Looks at dinov2's error type only once that is loaded."""
-    core = sys.modules.get("dinov2.utils.errors")
-    if isinstance(error, UserError) or (core is not None and isinstance(error, core.UserError)):
+    """What to tell the user, or None where the fault is ours."""
+    if isinstance(error, UserError):
         return str(error)
     if isinstance(error, PermissionError | FileExistsError | NotADirectoryError | IsADirectoryError):
         # Without the path, which may hold a name; --debug shows it.

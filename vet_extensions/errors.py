@@ -1,9 +1,8 @@
-"""The one exception type for mistakes that the person at the keyboard can mend, for the rooms that do without `dinov2`."""
+"""The exception for mistakes that the person at the keyboard can mend: the core's own, so that one `except` catches both.
 
+`dinov2.utils.errors` imports nothing, so the rooms that do without torch stay without it.
+"""
 
-class UserError(ValueError):
-    """A mistake in what the user gave: a folder, a file, a table, an option.
+from dinov2.utils.errors import UserError
 
-    Its message says what is wrong, what was got, what is allowed and the cure. The command line prints the message alone and
-    exits with status 2; with `--debug` it shows the traceback too.
-    """
+__all__ = ["UserError"]

@@ -114,10 +114,13 @@ class MetricLogger:
     ) -> Iterator[T]:
         """Yield from `iterable`, logging the meters every `print_freq` steps and at the last one.
 
-        n_iterations is the index to stop at (the length of the iterable by default), not the number of steps still to do.
+        n_iterations is the index to stop at (the length of the iterable by default), not the number of steps still to do; a
+        start_iteration at or beyond it yields nothing.
         """
         if n_iterations is None:
             n_iterations = len(iterable)  # pyright: ignore[reportArgumentType]
+        if start_iteration >= n_iterations:
+            return
         iter_time, data_time = SmoothedValue(fmt="{avg:.6f}"), SmoothedValue(fmt="{avg:.6f}")
         iteration, began, end = start_iteration, time.perf_counter(), time.perf_counter()
         for item in iterable:

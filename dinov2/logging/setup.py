@@ -7,6 +7,8 @@ from pathlib import Path
 from dinov2 import distributed
 
 _LAYOUT = "%(levelname).1s%(asctime)s %(process)s %(name)s %(filename)s:%(lineno)s] %(message)s"
+_OURS = "dinov2."
+"""How the names of handlers that were set here begin."""
 
 
 def setup_logging(
@@ -25,7 +27,7 @@ def setup_logging(
     logger = logging.getLogger(name)
     logger.setLevel(level)
     logger.propagate = False
-    for handler in [h for h in logger.handlers if getattr(h, "is_dinov2", False)]:
+    for handler in [h for h in logger.handlers if (h.name or "").startswith(_OURS)]:
         logger.removeHandler(handler)
         handler.close()
     formatter = logging.Formatter(_LAYOUT, datefmt="%Y%m%d %H:%M:%S")
@@ -35,9 +37,9 @@ def setup_logging(
     if output:
         path = _log_file(Path(output))
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path))
+        handlers.append(logging.FileHandler(path, encoding="utf-8"))
     for handler in handlers:
-        handler.is_dinov2 = True
+        handler.name = f"{_OURS}{name or 'root'}.{type(handler).__name__}"
         handler.setFormatter(formatter)
         handler.setLevel(level)
         logger.addHandler(handler)

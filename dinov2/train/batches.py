@@ -9,7 +9,8 @@ import torch
 from omegaconf import DictConfig
 
 from dinov2.data import MaskingGenerator, SamplerType, collate_data_and_cast, make_data_loader, make_dataset
-from dinov2.data.registry import AUGMENTATIONS
+from dinov2.data.adapters import PositionSeededDataset
+from dinov2.data.registry import build_augmentation
 from dinov2.loss.routing import CropLayout
 from dinov2.utils.errors import UserError
 
@@ -34,7 +35,7 @@ class Collate:
         self._n_tokens = (size // patch) ** 2
         self._masks = MaskingGenerator(
             input_size=(size // patch, size // patch),
-            max_num_patches=0.5 * size // patch * size // patch,  # pyright: ignore[reportArgumentType]
+            max_num_patches=0.5 * size // patch * size // patch,
         )
 
     def __call__(self, samples: Sequence[tuple[Mapping[str, Any], Any]]) -> dict[str, Any]:
@@ -74,8 +75,11 @@ def make_batches(cfg: DictConfig, layout: CropLayout, *, start_iteration: int, d
                 f"crops.{name} is {cfg.crops[name]}, not a multiple of student.patch_size {patch}. "
                 f"Use {max(low, patch)} or {low + patch}."
             )
-    augmentation = AUGMENTATIONS.get(cfg.augmentation.name)(cfg, layout)
+    augmentation = build_augmentation(cfg, layout)
     dataset = make_dataset(dataset_str=cfg.train.dataset_path, transform=augmentation, target_transform=empty_target)
+    if seeded:
+        # Augmentations that draw from global random states become a function of (seed, position) too.
+        dataset = PositionSeededDataset(dataset, seed=cfg.train.seed)
     if len(dataset) < cfg.train.batch_size_per_gpu:
         raise UserError(
             f"The data set {cfg.train.dataset_path} has {len(dataset)} samples, fewer than one batch "

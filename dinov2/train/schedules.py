@@ -65,5 +65,6 @@ def apply_optim_scheduler(optimizer: Optimizer, lr: float, wd: float, last_layer
     """Write this step's learning rate and weight decay into every parameter group, times the group's multipliers."""
     for group in optimizer.param_groups:
         rate = last_layer_lr if group["is_last_layer"] else lr
-        group["lr"] = rate * group["lr_multiplier"]
-        group["weight_decay"] = wd * group["wd_multiplier"]
+        # Plain floats: the schedules are numpy's, and a checkpoint that holds numpy scalars cannot be loaded weights-only.
+        group["lr"] = float(rate * group["lr_multiplier"])
+        group["weight_decay"] = float(wd * group["wd_multiplier"])

@@ -76,13 +76,12 @@ class SSLMetaArch(nn.Module):
         self.koleo_loss = KoLeoLoss()
         self.ibot_patch_loss = iBOTPatchLoss(self.ibot_out_dim)
 
-        mean, std = (torch.tensor(list(cfg.augmentation[k]), dtype=torch.float32) for k in ("mean", "std"))
-        self.register_buffer("_pixel_mean", mean.view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("_pixel_std", std.view(1, -1, 1, 1), persistent=False)
+        self._pixel_mean, self._pixel_std = (list(cfg.augmentation[k]) for k in ("mean", "std"))
         self.fp16_scaler: torch.amp.GradScaler | None = None
         self._autocast_dtype: torch.dtype | None = None
         self.diagnostics: dict[str, Tensor] = {}
-        """Of the last step, detached: entropy of the teacher's targets and of their mean over the batch, in nats."""
+        """Of the last step, detached: entropy of the teacher's targets and of their mean over the batch, in nats; where the
+        routing asks for several images of a sample, how many samples of the batch had only one."""
 
     def _check_config(self) -> None:
         if self.cfg.train.centering not in ("centering", "sinkhorn_knopp"):
@@ -140,6 +139,7 @@ class SSLMetaArch(nn.Module):
         """
         batch = self._on_device(images)
         slots = self._slots(batch)
+        self.diagnostics = self._count_single_images(slots)
         with autocast(self.device, self._autocast_dtype):
             targets = self._teacher_targets(batch, slots, teacher_temp)
             student = self._student_outputs(batch, slots)
@@ -165,7 +165,8 @@ class SSLMetaArch(nn.Module):
 
     def _normalise(self, crops: Tensor) -> Tensor:
         """uint8 [n, 1 or 3, H, W] -> float32 [n, 3, H, W] with the configured mean and deviation; grey is repeated."""
-        return (crops.float().div(255.0) - self._pixel_mean) / self._pixel_std
+        mean, std = (crops.new_tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (self._pixel_mean, self._pixel_std))
+        return (crops.float().div(255.0) - mean) / std
 
     def _slots(self, batch: Mapping[str, Any]) -> CropSlots:
         if "crop_sources_teacher_globals" in batch:
@@ -178,6 +179,12 @@ class SSLMetaArch(nn.Module):
         layout = self.router.layout
         batch_size = batch["collated_global_crops"].shape[0] // len(layout.student_globals)
         return CropSlots.of_layout(layout, batch_size, self.device)
+
+    def _count_single_images(self, slots: CropSlots) -> dict[str, Tensor]:
+        if self.router.layout.n_sources < 2:
+            return {}
+        sources = torch.cat([slots.student_globals, slots.student_locals, slots.teacher_globals])
+        return {"single_image_samples": (sources == sources[0]).all(0).sum().float()}
 
     # -- teacher ------------------------------------------------------------------------------------------------------
 
@@ -221,7 +228,7 @@ class SSLMetaArch(nn.Module):
         """A teacher at ln K for every crop, or at 0, has collapsed; only the loss would not tell."""
         entropy = torch.special.entr(cls).sum(-1).mean()
         marginal = torch.special.entr(cls.mean(0)).sum()
-        self.diagnostics = {"teacher_entropy": entropy, "teacher_marginal_entropy": marginal}
+        self.diagnostics |= {"teacher_entropy": entropy, "teacher_marginal_entropy": marginal}
 
     # -- student ------------------------------------------------------------------------------------------------------
 
@@ -298,7 +305,8 @@ class SSLMetaArch(nn.Module):
     @torch.no_grad()
     def update_teacher(self, m: float) -> None:
         """Exponential moving average: teacher = m * teacher + (1 - m) * student."""
-        teacher, student = list(self.teacher.parameters()), list(self.student.parameters())
+        teacher: list[Tensor] = list(self.teacher.parameters())
+        student: list[Tensor] = list(self.student.parameters())
         torch._foreach_mul_(teacher, m)
         torch._foreach_add_(teacher, student, alpha=1 - m)
 

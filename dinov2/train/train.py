@@ -228,7 +228,7 @@ def stop_requests() -> Iterator[threading.Event]:
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
 
-    def on_signal(number: int, _frame: Any) -> None:
+    def on_signal(number: Any, _frame: Any) -> None:
         logger.info("%s received: finishing this step, then saving", signal.Signals(number).name)
         stop.set()
         signal.signal(number, before[number])

@@ -51,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "dinov2.run": {*CORE_BELOW_TRAIN, "dinov2.train", "dinov2.eval"},
     "vet_extensions": {"vet_extensions.data", "vet_extensions.routing"},
     "vet_extensions.schema": set(),
-    "vet_extensions.errors": set(),
+    "vet_extensions.errors": {"dinov2.utils.errors"},
     "vet_extensions.progress": set(),
     "vet_extensions.phantom": VET_BOTTOM,
     "vet_extensions.manifest": VET_BOTTOM,

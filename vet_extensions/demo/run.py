@@ -19,7 +19,7 @@ from vet_extensions.progress import Progress, Stages
 from vet_extensions.schema import IntakeFolder
 
 N_STAGES = 7
-SALT = b"vetdino demo: synthetic patients"
+SALT = "vetdino demo: synthetic patients"
 """The phantom's patients are nobody, so that their hashes, and with them the split, may be the same for everyone."""
 
 

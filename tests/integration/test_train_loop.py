@@ -1,0 +1,189 @@
+"""The train loop as a user starts it: it trains, resumes exactly, and says what is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from study_factory import make_intake
+
+from dinov2.models import build_model_from_cfg
+from dinov2.train.train import run
+from dinov2.utils.config import OmegaConf
+from vet_extensions.schema import View
+
+TINY = """
+compute_precision: {grad_scaler: false}
+dino: {head_n_prototypes: 32, head_bottleneck_dim: 8, head_hidden_dim: 16}
+ibot: {loss_weight: 1.0}
+train: {batch_size_per_gpu: 4, num_workers: 0, OFFICIAL_EPOCH_LENGTH: 4, sampler: seeded, checkpoint_period_iterations: 2,
+        device: cpu, log_period_iterations: 1}
+student: {arch: vit_micro, patch_size: 8, drop_path_rate: 0.2, layerscale: 1.0}
+teacher: {warmup_teacher_temp_epochs: 1}
+optim: {epochs: 3, warmup_epochs: 1}
+crops: {global_crops_size: 32, local_crops_size: 16, local_crops_number: 2}
+evaluation: {eval_period_iterations: 6}
+plugins: [vet_extensions]
+augmentation: {name: paired_views}
+routing: {name: vet_dino}
+"""
+
+
+@pytest.fixture(scope="module")
+def intake(tmp_path_factory) -> Path:
+    return make_intake(tmp_path_factory.mktemp("studies"))
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+def arguments(config: Path, intake: Path, out: Path, *opts: str) -> list[str]:
+    data = f"train.dataset_path=VetStudies:root={intake}"
+    return ["--config-file", str(config), "--output-dir", str(out), data, *opts]
+
+
+def losses(out: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (out / "training_metrics.json").read_text().splitlines()]
+    return {line["iteration"]: line["total_loss"] for line in lines}
+
+
+def teacher(out: Path, iteration: int) -> dict[str, torch.Tensor]:
+    path = out / "eval" / f"training_{iteration}" / "teacher_checkpoint.pth"
+    return torch.load(path, weights_only=True)["teacher"]
+
+
+def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(intake, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config = folder / "tiny.yaml"
+    config.write_text(TINY)
+    assert run(arguments(config, intake, folder / "run")) == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize("routing", ["same_image", "vet_dino"])
+def test_training_writes_config_metrics_checkpoints_and_teacher(routing, config, intake, tmp_path):
+    out = tmp_path / "run"
+    assert run(arguments(config, intake, out, f"routing.name={routing}", "optim.epochs=1")) == 0
+    assert OmegaConf.load(out / "config.yaml").routing.name == routing
+    metrics = json.loads((out / "training_metrics.json").read_text().splitlines()[-1])
+    assert {"dino_local_crops_loss", "dino_global_crops_loss", "koleo_loss", "ibot_loss", "teacher_entropy"} <= set(
+        metrics
+    )
+    assert (out / "checkpoints" / "0000003" / "meta.json").is_file()
+    assert routing in (out / "logs" / "log.txt").read_text()
+
+
+def test_teacher_checkpoint_loads_with_strict_keys_into_the_builders_model(undisturbed):
+    cfg = OmegaConf.load(undisturbed / "config.yaml")
+    model, _ = build_model_from_cfg(cfg, only_teacher=True)
+    state = {k.removeprefix("backbone."): v for k, v in teacher(undisturbed, 11).items() if k.startswith("backbone.")}
+    model.load_state_dict(state, strict=True)
+
+
+def test_a_run_with_loader_workers_draws_the_same_crops(undisturbed, config, intake, tmp_path):
+    assert run(arguments(config, intake, tmp_path / "run", "train.num_workers=2")) == 0
+    assert losses(tmp_path / "run") == losses(undisturbed)
+
+
+def test_killed_and_started_again_the_run_ends_bit_equal(undisturbed, config, intake, tmp_path):
+    out = tmp_path / "run"
+    kill_when(out, 5, arguments(config, intake, out), signal.SIGKILL)
+    assert run(arguments(config, intake, out)) == 0
+    assert "resuming after iteration" in (out / "logs" / "log.txt").read_text()
+    assert sorted(losses(out)) == list(range(12))
+    assert same_weights(teacher(out, 11), teacher(undisturbed, 11))
+
+
+def test_interrupted_run_saves_and_goes_on_from_that_step(undisturbed, config, intake, tmp_path):
+    out = tmp_path / "run"
+    # Saved on the signal alone: no periodic checkpoint falls into the run.
+    command = arguments(config, intake, out, "train.checkpoint_period_iterations=100")
+    assert kill_when(out, 4, command, signal.SIGINT) == 130
+    assert list((out / "checkpoints").iterdir())
+    assert run(command) == 0
+    assert same_weights(teacher(out, 11), teacher(undisturbed, 11))
+
+
+def kill_when(out: Path, n_lines: int, command: list[str], number: signal.Signals) -> int:
+    """Start a run in a process of its own, signal it once it has logged `n_lines` steps, and return its exit status."""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dinov2.train.train", *command],
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = out / "training_metrics.json"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.is_file() and metrics.read_bytes().count(b"\n") >= n_lines:
+            process.send_signal(number)
+            break
+    return process.wait(timeout=60)
+
+
+def test_no_resume_starts_anew_and_sets_the_old_checkpoints_aside(config, intake, tmp_path):
+    out = tmp_path / "run"
+    command = arguments(config, intake, out, "optim.epochs=1")
+    assert run(command) == 0
+    assert run(["--no-resume", *command]) == 0
+    assert (out / "checkpoints.before_1" / "0000003").is_dir()
+    assert sorted(losses(out)) == [0, 1, 2, 3]
+
+
+def test_single_image_studies_train_and_are_counted(config, tmp_path):
+    root = make_intake(tmp_path / "singles", views=(View.VD,))
+    assert run(arguments(config, root, tmp_path / "run", "optim.epochs=1")) == 0
+    metrics = json.loads((tmp_path / "run" / "training_metrics.json").read_text().splitlines()[-1])
+    assert metrics["single_image_samples"] == 4.0
+
+
+@pytest.mark.parametrize(
+    ("opts", "said"),
+    [
+        (["train.dataset_path=VetStudys:root=x"], "Did you mean 'VetStudies'"),
+        (["train.dataset_path=VetStudies:root=nowhere"], "nowhere"),
+        (["train.dataset_path=VetStudies:rot=x"], "root"),
+        (["routing.name=vetdino"], "vet_dino"),
+        (["routing.strength=1"], "cross_view_weight"),
+        (["augmentation.name=paired"], "paired_views"),
+        (["optim.base_lrr=1"], "optim.base_lr"),
+        (["train.batch_size_per_gpu=4000"], "fewer than one batch"),
+        (["crops.global_crops_size=30"], "not a multiple"),
+        (["train.centering=sinkhorn"], "sinkhorn_knopp"),
+        (["train.device=gpu"], "auto"),
+        (["student.arch=vit_enormous"], "vit_small"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_two(opts, said, config, intake, tmp_path, capsys):
+    assert run([*arguments(config, intake, tmp_path / "run"), *opts]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert said in message
+    assert "Traceback" not in message
+
+
+def test_an_output_folder_with_another_run_is_refused_and_left_alone(undisturbed, config, intake, capsys):
+    before = (undisturbed / "config.yaml").read_text()
+    assert run([*arguments(config, intake, undisturbed), "optim.base_lr=0.5"]) == 2
+    assert "optim.base_lr" in capsys.readouterr().err
+    assert (undisturbed / "config.yaml").read_text() == before
+
+
+def test_non_finite_loss_stops_before_the_weights_change(config, intake, tmp_path):
+    with pytest.raises(FloatingPointError, match="Non-finite loss at iteration"):
+        run(arguments(config, intake, tmp_path / "run", "optim.base_lr=1e38", "optim.clip_grad=0"))
