@@ -58,10 +58,7 @@ def get_args_parser(
 
 
 class KnnModule(nn.Module):
-    """Votes of the nearest training features: features [B, D] -> {k: [B, C]}.
-
-    Weights are a softmax over the `max_k` nearest, whichever k is asked for: a smaller k only cuts the vote off (official).
-    """
+    """Votes of the nearest training features, which it keeps on its device."""
 
     def __init__(
         self,
@@ -82,9 +79,13 @@ class KnnModule(nn.Module):
         self.num_classes = num_classes
 
     def forward(self, features: Tensor) -> dict[int, Tensor]:
+        """Features [B, D] -> {k: votes [B, C]}.
+
+        Weights are a softmax over the `max_k` nearest, whichever k is asked for: a smaller k only cuts the vote off (official).
+        """
         similarities = features.to(self.device) @ self.train_features_rank_T  # [B, n]
         nearest, indices = similarities.topk(self.max_k, largest=True, sorted=True)
-        weights = torch.softmax(nearest / self.T, dim=1)  # [B, max_k]
+        weights = torch.softmax(nearest.float() / self.T, dim=1)  # [B, max_k]
         classes = self.candidates[indices]  # [B, max_k]
         votes = {}
         for k in self.nb_knn:

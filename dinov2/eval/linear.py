@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from dinov2.data import SamplerType, make_data_loader, make_dataset
@@ -25,6 +27,7 @@ from dinov2.eval.linear_heads import (
     AllClassifiers,
     LinearClassifier,
     LinearPostprocessor,
+    Tokens,
     create_linear_input,
     has_ddp_wrapper,
     remove_ddp_wrapper,
@@ -160,23 +163,14 @@ def run_eval_linear(
     train_dataset = make_dataset(dataset_str=train_dataset_str, transform=make_classification_train_transform())
     val_loader = make_eval_data_loader(val_dataset_str, batch_size, num_workers, val_metric_type)
     n_classes = count_classes(train_dataset, train_dataset_str)
-    _check_classes(train_dataset, val_loader.dataset, val_mapping, tests)
+    _check_classes(train_dataset, val_loader.dataset, val_mapping, tests, n_classes=n_classes)
 
     feature_model = ModelWithIntermediateLayers(model, max(N_LAST_BLOCKS), autocast_context(model, autocast_dtype))
-    sample_output = feature_model(train_dataset[0][0].unsqueeze(0).to(device_of(model)))
-    generator = torch.Generator().manual_seed(SEED)
-    heads, groups = setup_linear_classifiers(
-        sample_output,
-        N_LAST_BLOCKS,
-        learning_rates,
-        batch_size,
-        n_classes,
-        unique_names=unique_names,
-        generator=generator,
-    )
     max_iter = epochs * epoch_length
-    optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=0)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max_iter, eta_min=0)
+    sample_output = feature_model(train_dataset[0][0].unsqueeze(0).to(device_of(model)))
+    heads, optimizer, scheduler = _make_heads(
+        sample_output, learning_rates, batch_size, n_classes, unique_names=unique_names, max_iter=max_iter
+    )
     probe = {"backbone": fingerprint(model), "images": len(train_dataset), "batch size": batch_size, "steps": max_iter}
     checkpointer = ProbeCheckpointer(output_dir, heads=heads, optimizer=optimizer, scheduler=scheduler, probe=probe)
     start = checkpointer.resume_or_load(classifier_fpath, resume=resume)
@@ -215,6 +209,29 @@ def run_eval_linear(
         test_class_mappings=[test.class_mapping for test in tests],
     )
     return {**results, "best_classifier": best["name"], f"{val_dataset_str}_accuracy": 100.0 * best["accuracy"]}
+
+
+def _make_heads(
+    sample_output: Tokens,
+    learning_rates: Sequence[float],
+    batch_size: int,
+    n_classes: int,
+    *,
+    unique_names: bool,
+    max_iter: int,
+) -> tuple[AllClassifiers, Optimizer, LRScheduler]:
+    """The grid of heads with the official optimiser and schedule."""
+    heads, groups = setup_linear_classifiers(
+        sample_output,
+        N_LAST_BLOCKS,
+        learning_rates,
+        batch_size,
+        n_classes,
+        unique_names=unique_names,
+        generator=torch.Generator().manual_seed(SEED),
+    )
+    optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=0)
+    return heads, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max_iter, eta_min=0)
 
 
 @dataclass(frozen=True)
@@ -262,8 +279,16 @@ def _load_class_mapping(path: str | None) -> np.ndarray | None:
     return mapping
 
 
-def _check_classes(train_dataset: Any, val_dataset: Any, val_mapping: np.ndarray | None, tests: list[_Test]) -> None:
+def _check_classes(
+    train_dataset: Any, val_dataset: Any, val_mapping: np.ndarray | None, tests: list[_Test], *, n_classes: int
+) -> None:
     """Mistakes of validation and test data are told before the training, not after it."""
+    for mapping in (val_mapping, *(test.class_mapping for test in tests)):
+        if mapping is not None and (mapping.min() < 0 or mapping.max() >= n_classes):
+            raise UserError(
+                f"A class mapping holds classes from {mapping.min()} to {mapping.max()}, but training has 0 to {n_classes - 1}. "
+                "Give for each class of the data set the index of a training class."
+            )
     if val_mapping is None:
         check_same_classes(train_dataset, val_dataset, "validation")
     for test in tests:

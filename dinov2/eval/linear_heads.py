@@ -49,9 +49,7 @@ class LinearClassifier(nn.Module):
         self.use_n_blocks = use_n_blocks
         self.use_avgpool = use_avgpool
         self.num_classes = num_classes
-        self.linear = nn.Linear(out_dim, num_classes, device="meta").to_empty(
-            device="cpu"
-        )  # no draws from torch's generator
+        self.linear = nn.Linear(out_dim, num_classes)
         nn.init.normal_(self.linear.weight, mean=0.0, std=0.01, generator=generator)
         nn.init.zeros_(self.linear.bias)
 
@@ -68,7 +66,8 @@ class AllClassifiers(nn.Module):
         self.classifiers_dict.update(classifiers_dict)
 
     def forward(self, inputs: Tokens) -> dict[str, Tensor]:
-        shared: dict[tuple[int, bool], Tensor] = {}  # 13 heads of a grid read the same input
+        """Logits by name; the input that a learning-rate row of the grid shares is made once."""
+        shared: dict[tuple[int, bool], Tensor] = {}
         outputs = {}
         for name, head in self.classifiers_dict.items():
             assert isinstance(head, LinearClassifier), f"head '{name}' is a {type(head).__name__}"

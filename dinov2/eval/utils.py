@@ -153,7 +153,8 @@ def count_classes(dataset: Any, dataset_str: str) -> int:
 def check_same_classes(train_dataset: Any, other: Any, which: str) -> None:
     """Refuse a data set whose class folders are not those of the training set: equal indices would mean different classes.
 
-    which: what the message calls the other data set, for example "validation". Only data sets with `classes` are compared.
+    which: what the message calls the other data set, for example "validation". Compared is what both can tell: the names in
+    `classes`, and the greatest target of `get_targets()`.
     """
     ours, theirs = tuple(getattr(train_dataset, "classes", ())), tuple(getattr(other, "classes", ()))
     if ours and theirs and ours != theirs:
@@ -163,3 +164,10 @@ def check_same_classes(train_dataset: Any, other: Any, which: str) -> None:
             f"the {len(ours)} of training, and {n_lacking} of those are missing. Indices follow the sorted folder names, so "
             "give both the same class folders; a folder without images does not count."
         )
+    if hasattr(train_dataset, "get_targets") and hasattr(other, "get_targets"):
+        known, greatest = int(np.max(train_dataset.get_targets())), int(np.max(other.get_targets()))
+        if greatest > known:
+            raise UserError(
+                f"The {which} data set has the target {greatest}, but training knows only 0 to {known}. "
+                "Give both the same classes."
+            )

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-TINTS = {"grey": (128, 128, 128), "red": (190, 70, 70), "blue": (70, 70, 190)}
+RED, GREY = (190, 70, 70), (128, 128, 128)
+TINTS = {"red": RED, "grey": GREY, "crimson": RED, "silver": GREY}
 
 
 def write_images(folder: Path, tints: tuple[str, ...], *, n_each: int, seed: int) -> None:
@@ -25,11 +26,11 @@ def write_images(folder: Path, tints: tuple[str, ...], *, n_each: int, seed: int
 
 @pytest.fixture(scope="session")
 def colour_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Splits `train` (6 grey, 6 red) and `val` (4, 4) of one separable task, and `other` with a blue class instead of the red."""
+    """Splits `train` (6 grey, 6 red) and `val` (4, 4) of one separable task; `renamed`, whose class folders sort red first."""
     root = tmp_path_factory.mktemp("colours")
     write_images(root / "train", ("grey", "red"), n_each=6, seed=0)
     write_images(root / "val", ("grey", "red"), n_each=4, seed=1)
-    write_images(root / "other", ("blue", "grey"), n_each=2, seed=2)
+    write_images(root / "renamed", ("crimson", "silver"), n_each=2, seed=2)
     return root
 
 

@@ -115,7 +115,7 @@ def test_results_are_appended_as_one_json_object_a_line(colour_folder, colour_ba
 
 def test_a_validation_set_with_other_class_folders_is_refused(colour_folder, colour_backbone, tmp_path):
     with pytest.raises(UserError, match="validation data set has other classes"):
-        eval_colours(colour_folder, colour_backbone(), tmp_path, val="other")
+        eval_colours(colour_folder, colour_backbone(), tmp_path, val="renamed")
 
 
 def test_a_training_set_without_classes_is_refused(colour_folder, colour_backbone, tmp_path):

@@ -43,7 +43,8 @@ def test_several_labels_an_image_are_kept():
 
 
 def test_normalised_features_have_length_one():
-    assert utils.ModelWithNormalize(nn.Identity())(torch.tensor([[3.0, 4.0]])).tolist() == [[pytest.approx(0.6), 0.8]]
+    features = utils.ModelWithNormalize(nn.Identity())(torch.tensor([[3.0, 4.0]]))
+    torch.testing.assert_close(features, torch.tensor([[0.6, 0.8]]))
 
 
 def test_intermediate_layers_are_of_the_last_blocks_and_carry_no_gradient():
@@ -107,3 +108,8 @@ def test_other_class_folders_than_those_of_training_are_refused():
     utils.check_same_classes(train, with_targets(1), "validation")  # it names none
     with pytest.raises(UserError, match=r"test data set .* 1 of its 2 .* 2 of those are missing"):
         utils.check_same_classes(train, with_targets(1, classes=("a", "d")), "test")
+
+
+def test_targets_that_training_does_not_know_are_refused():
+    with pytest.raises(UserError, match="has the target 3, but training knows only 0 to 2"):
+        utils.check_same_classes(with_targets(0, 1, 2), with_targets(3), "test")
