@@ -23,7 +23,7 @@ from vet_extensions.errors import UserError
 from vet_extensions.phantom.dicom import SMALLEST_SIDE_PX, write_dicom
 from vet_extensions.phantom.headers import ImageKey
 from vet_extensions.phantom.render import organ_masks, render_view
-from vet_extensions.phantom.studies import LANDMARKS, PhantomStudy, centroids_of, sample_study, study_scene
+from vet_extensions.phantom.studies import PhantomStudy, sample_study
 from vet_extensions.phantom.truth import (
     LABELS_FILE,
     TRUTH_FILE,
@@ -234,9 +234,6 @@ def _write_study(out: Path, request: ArchiveRequest, study_number: int) -> Itera
         path = f"dicom/{_folder_name(key.patient_id)}/{_folder_name(key.uid('study'))}/{index + 1}.dcm"
         (out / path).parent.mkdir(parents=True, exist_ok=True)
         rendered = render_view(study, exposure, request.size_px)
-        known_mm = study_scene(
-            study, exposure
-        ).landmarks  # one scene for both, where the studies' own functions take two
         spacing = rendered.pixel_spacing_mm
         written = write_dicom(out / path, key=key, image=rendered.image, spacing_mm=spacing, plain=request.plain)
         yield truth_row(
@@ -247,9 +244,9 @@ def _write_study(out: Path, request: ArchiveRequest, study_number: int) -> Itera
             pixel_spacing_mm=spacing,
             trunk_length_mm=study.trunk_length_mm,
             findings=study.findings,
-            landmarks_mm={name: known_mm[name] for name in LANDMARKS},
+            landmarks_mm=rendered.landmarks_mm,
             landmarks_px=rendered.landmarks_px,
-            centroids_mm=centroids_of(study, known_mm),
+            centroids_mm=rendered.findings_mm,
             centroids_px=rendered.findings_px,
         )
 

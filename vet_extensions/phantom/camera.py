@@ -121,12 +121,22 @@ class Rays:
         columns, rows = offsets[None, :], offsets[:, None]
         right, down = camera.step_right, camera.step_down
         self.camera = camera
-        self.direction = [(camera.beam[k] + columns * right[k] + rows * down[k]).astype(np.float32) for k in range(3)]
-        self.anchor = [
-            (
-                camera.source[k] + camera.source_object_mm * (camera.beam[k] + columns * right[k] + rows * down[k])
-            ).astype(np.float32)
-            for k in range(3)
-        ]
-        radius_squared = (columns**2 + rows**2) * (camera.pitch_mm / SOURCE_DETECTOR_MM) ** 2
-        self.obliquity = np.sqrt(1.0 + radius_squared).astype(np.float32)
+        self.direction, self.anchor = [], []
+        way = np.empty((camera.size_px, camera.size_px))
+        for k in range(3):
+            np.add(camera.beam[k] + columns * right[k], rows * down[k], out=way)
+            self.direction.append(way.astype(np.float32))
+            way *= camera.source_object_mm
+            way += camera.source[k]
+            self.anchor.append(way.astype(np.float32))
+        np.add(columns**2, rows**2, out=way)
+        way *= (camera.pitch_mm / SOURCE_DETECTOR_MM) ** 2
+        way += 1.0
+        self.obliquity = np.sqrt(way, out=way).astype(np.float32)
+        self._resized: dict[int, Rays] = {}
+
+    def resized(self, size_px: int) -> "Rays":
+        """The same field's rays on another pixel grid; kept, because every loft of a scene asks for the same one."""
+        if size_px not in self._resized:
+            self._resized[size_px] = Rays(self.camera.resized(size_px))
+        return self._resized[size_px]

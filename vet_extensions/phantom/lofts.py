@@ -75,7 +75,7 @@ def loft_interval(loft: Loft, rays: Rays, *, unit_mm: float) -> Interval:
     """
     tables = _Tables(loft, unit_mm)
     size = rays.camera.size_px
-    sketch = Rays(rays.camera.resized(max(size // _SKETCH_FACTOR, 8)))
+    sketch = rays.resized(max(size // _SKETCH_FACTOR, 8))
     ends = []
     for side in (-1, 1):
         depth = tables.first_guess(sketch, side)
@@ -113,17 +113,33 @@ class _Tables:
         nearest = depth * dx
         nearest += x - self.first
         nearest *= self.per_mm
-        np.clip(nearest, 0, N_STATIONS - 1, out=nearest)
-        where = nearest.astype(np.int32)
-        above_centre = z - self.centre[where]
-        is_above = above_centre + depth * dz > 0
-        width2 = self.inverse_width2[where]
-        height2 = self.inverse_height2[where + np.int32(N_STATIONS) * is_above]
-        # a depth^2 + 2 b depth + c = 0
-        y_width, z_height = y * width2, above_centre * height2
-        a = dy * dy * width2 + dz * dz * height2
-        b = y_width * dy + z_height * dz
-        c = y_width * y + z_height * above_centre
+        np.maximum(nearest, 0, out=nearest)
+        np.minimum(nearest, N_STATIONS - 1, out=nearest)
+        where = nearest.astype(np.intp)
+        above_centre = self.centre.take(where)
+        np.subtract(z, above_centre, out=above_centre)
+        spare = np.multiply(depth, dz, out=nearest)
+        spare += above_centre
+        width2 = self.inverse_width2.take(where)
+        np.add(where, N_STATIONS, out=where, where=spare > 0)  # above the centre line
+        height2 = self.inverse_height2.take(where)
+        # a depth^2 + 2 b depth + c = 0, with as few arrays at a time as fit the cache
+        a = dy * dy
+        a *= width2
+        a += np.multiply(np.multiply(dz, dz, out=spare), height2, out=spare)
+        width2 *= y
+        height2 *= above_centre
+        b = width2 * dy
+        b += np.multiply(height2, dz, out=spare)
+        c = np.multiply(width2, y, out=width2)
+        c += np.multiply(height2, above_centre, out=height2)
         c -= 1
-        root = np.sqrt(np.maximum(b * b - a * c, 0))
-        return (root - b if side > 0 else -root - b) / a
+        c *= a
+        root = np.multiply(b, b, out=spare)
+        root -= c
+        np.sqrt(np.maximum(root, 0, out=root), out=root)
+        if side < 0:
+            np.negative(root, out=root)
+        root -= b
+        root /= a
+        return root

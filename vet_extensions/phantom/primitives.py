@@ -120,13 +120,15 @@ def frames_along(axes: np.ndarray) -> np.ndarray:
     return frames
 
 
-def mitred_segments(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unit normals of the cutting planes of n polylines: points [n, m, 3] -> at starts, at ends, each [n, m - 1, 3]."""
-    tangents = _unit(points[:, 1:] - points[:, :-1])
-    normals = np.empty_like(points)
-    normals[:, 0], normals[:, -1] = tangents[:, 0], tangents[:, -1]
-    normals[:, 1:-1] = _unit(tangents[:, :-1] + tangents[:, 1:])
-    return normals[:, :-1], normals[:, 1:]
+def _mitres(start: np.ndarray, end: np.ndarray, is_joined: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit normals [n, 3] of the planes that cut n segments at their starts and ends; is_joined [n - 1]: to the next one."""
+    tangents = _unit(end - start)
+    at_start, at_end = tangents, tangents.copy()
+    before = np.flatnonzero(is_joined)
+    joint = _unit(tangents[before] + tangents[before + 1])
+    at_end[before] = joint
+    at_start[before + 1] = joint
+    return at_start, at_end
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -144,7 +146,7 @@ class SceneBuilder:
         self.is_fine = is_fine
         # One row per call, with the number of primitives first; the arrays are filled once, at the end.
         self._ellipsoids: list[tuple] = []
-        self._segments: list[tuple] = []
+        self._tubes: list[tuple[np.ndarray, np.ndarray, float, Mix, Part]] = []
 
     def add_ellipsoids(
         self, centre: np.ndarray, half_axes: np.ndarray, *, mix: Mix, part: Part, frame: np.ndarray | None = None
@@ -159,20 +161,15 @@ class SceneBuilder:
         """Add one tube or n of the same number of points. points [n, m, 3] or [m, 3]; radius broadcasts to [n, m]."""
         points = points[None] if points.ndim == 2 else points
         n_tubes, n_points = points.shape[:2]
-        n = n_tubes * (n_points - 1)
-        if n == 0:
+        if n_tubes * (n_points - 1) == 0:
             return
         widths = np.empty((n_tubes, n_points))
         widths[...] = radius
-        mean_radius = ((widths[:, :-1] + widths[:, 1:]) / 2).reshape(n)
-        at_start, at_end = (normals.reshape(n, 3) for normals in mitred_segments(points))
-        starts, ends = points[:, :-1].reshape(n, 3), points[:, 1:].reshape(n, 3)
         if bore is not None and not (self.is_fine or bore.is_thin):
             mix, bore = mix.plus(bore.mix, bore.ratio**2), None
-        self._segments.append((n, starts, ends, at_start, at_end, mean_radius, mix, part))
+        self._tubes.append((points, widths, 1.0, mix, part))
         if bore is not None:
-            inside = (n, starts, ends, at_start, at_end, mean_radius * bore.ratio, bore.mix, Part.OTHER)
-            self._segments.append(inside)
+            self._tubes.append((points, widths, bore.ratio, bore.mix, Part.OTHER))
 
     def ellipsoids(self) -> Ellipsoids:
         """All ellipsoids so far, in millimetres."""
@@ -181,9 +178,22 @@ class SceneBuilder:
 
     def segments(self) -> Segments:
         """All tube segments so far, in millimetres."""
-        tails = ((3,), (3,), (3,), (3,), (), (4,), ())
-        start, end, at_start, at_end, radius, mix, part = _filled(self._segments, tails)
-        return Segments(start * self.unit_mm, end * self.unit_mm, at_start, at_end, radius * self.unit_mm, mix, part)
+        # All tubes lie end to end in one array; the way from a tube's last point to the next one's first is no segment.
+        points = np.concatenate([np.empty((0, 3)), *(row[0].reshape(-1, 3) for row in self._tubes)])
+        widths = np.concatenate([np.empty(0), *(row[1].ravel() for row in self._tubes)])
+        is_first = np.ones(len(points), bool)
+        rows, begin = [], 0
+        for tubes, _, ratio, mix, part in self._tubes:
+            n_tubes, n_points = tubes.shape[:2]
+            is_first[begin : begin + n_tubes * n_points].reshape(n_tubes, n_points)[:, 1:] = False
+            rows.append((n_tubes * (n_points - 1), ratio, mix, part))
+            begin += n_tubes * n_points
+        last = np.flatnonzero(~is_first)
+        start, end = points[last - 1], points[last]
+        at_start, at_end = _mitres(start, end, np.diff(last) == 1)
+        ratio, mix, part = _filled(rows, ((), (4,), ()))
+        radius = (widths[last - 1] + widths[last]) / 2 * ratio * self.unit_mm
+        return Segments(start * self.unit_mm, end * self.unit_mm, at_start, at_end, radius, mix, part)
 
 
 def _filled(rows: list[tuple], tails: tuple[tuple[int, ...], ...]) -> list[np.ndarray]:

@@ -35,25 +35,36 @@ class RenderedView:
 
     pixel_spacing_mm is measured on the detector, where things appear magnified. landmarks_px: the 46 landmarks as
     (column, row), which may lie outside the image; findings_px: the same for the findings that are present.
+    landmarks_mm, findings_mm: the same points in this exposure's body frame, as `studies.landmarks_mm` and
+    `studies.finding_centroids_mm` give them, from the scene that was drawn.
     """
 
     image: np.ndarray
     pixel_spacing_mm: float
     landmarks_px: dict[str, tuple[float, float]]
     findings_px: dict[str, list[tuple[float, float]]]
+    landmarks_mm: dict[str, np.ndarray]
+    findings_mm: dict[str, list[tuple[float, float, float]]]
 
 
 def render_view(study: PhantomStudy, exposure: Exposure, size_px: int) -> RenderedView:
     """Take one radiograph of a study's animal, size_px x size_px."""
     camera, scene = set_up(study, exposure, size_px)
     image = form_image(scene_paths(scene, camera), exposure)
-    columns_rows = camera.project(np.stack([scene.landmarks[name] for name in LANDMARKS]))
-    landmarks = {name: (float(column), float(row)) for name, (column, row) in zip(LANDMARKS, columns_rows)}
-    findings = {
-        name: [(float(column), float(row)) for column, row in camera.project(np.array(points))]
-        for name, points in centroids_of(study, scene.landmarks).items()
-    }
-    return RenderedView(image, camera.pitch_mm, landmarks, findings)
+    landmarks_mm = {name: scene.landmarks[name] for name in LANDMARKS}
+    findings_mm = centroids_of(study, scene.landmarks)
+    columns_rows = camera.project(np.stack(list(landmarks_mm.values()))).tolist()
+    return RenderedView(
+        image=image,
+        pixel_spacing_mm=camera.pitch_mm,
+        landmarks_px={name: (column, row) for name, (column, row) in zip(LANDMARKS, columns_rows)},
+        findings_px={
+            name: [(column, row) for column, row in camera.project(np.array(points)).tolist()]
+            for name, points in findings_mm.items()
+        },
+        landmarks_mm=landmarks_mm,
+        findings_mm=findings_mm,
+    )
 
 
 def path_lengths(study: PhantomStudy, exposure: Exposure, size_px: int) -> np.ndarray:
@@ -117,6 +128,7 @@ def _finding_masks(
 
 
 def set_up(study: PhantomStudy, exposure: Exposure, size_px: int) -> tuple[Camera, Scene]:
+    """The camera of one exposure and the animal as it lies before it; UserError for a size that cannot be rendered."""
     if not SMALLEST_PX <= size_px <= LARGEST_PX:
         raise UserError(f"An image of {size_px} pixels was asked for. Allowed: {SMALLEST_PX} to {LARGEST_PX}.")
     anatomy = study.anatomy
@@ -134,9 +146,14 @@ def _coarsening(size_px: int) -> int:
 
 
 def scene_paths(scene: Scene, camera: Camera) -> np.ndarray:
+    """Millimetres of soft tissue, fat, bone and metal on each of the camera's rays, [4, H, W] float32.
+
+    The trunk's large bodies overlap and are composed; the small ones carry differences and are simply added. In large
+    images what is smooth is drawn small and enlarged.
+    """
     size, factor = camera.size_px, _coarsening(camera.size_px)
     rays = Rays(camera)
-    coarse = Rays(camera.resized(size // factor)) if factor > 1 else None
+    coarse = rays.resized(size // factor) if factor > 1 else None
     canvas = np.zeros((4, size, size), np.float32)
     trunk = compose_trunk(scene, rays, coarse=coarse)
     add_trunk(canvas, trunk, scene)
@@ -145,16 +162,21 @@ def scene_paths(scene: Scene, camera: Camera) -> np.ndarray:
     ellipsoids = scene.ellipsoids
     if coarse is not None:
         is_large = _is_large(ellipsoids, camera)
-        small_canvas = np.zeros((4, coarse.camera.size_px, coarse.camera.size_px), np.float32)
-        large = ellipsoids.select(is_large)
-        add_ellipsoids(small_canvas, coarse.camera, large, weights=large.mix)
-        for channel in np.flatnonzero(large.mix.any(axis=0)):
-            canvas[channel] += cv2.resize(small_canvas[channel], (size, size), interpolation=cv2.INTER_LINEAR)
+        _add_enlarged(canvas, coarse.camera, ellipsoids.select(is_large))
         ellipsoids = ellipsoids.select(~is_large)
     add_ellipsoids(canvas, camera, ellipsoids, weights=ellipsoids.mix)
     add_segments(canvas, camera, scene.segments, weights=scene.segments.mix)
     canvas *= rays.obliquity
     return np.maximum(canvas, 0, out=canvas)
+
+
+def _add_enlarged(canvas: np.ndarray, coarse: Camera, ellipsoids: Ellipsoids) -> None:
+    """Add ellipsoids to canvas [4, H, W] in place, drawn on the coarse camera's grid."""
+    size = canvas.shape[-1]
+    small_canvas = np.zeros((4, coarse.size_px, coarse.size_px), np.float32)
+    add_ellipsoids(small_canvas, coarse, ellipsoids, weights=ellipsoids.mix)
+    for channel in np.flatnonzero(ellipsoids.mix.any(axis=0)):
+        canvas[channel] += cv2.resize(small_canvas[channel], (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 def _is_large(ellipsoids: Ellipsoids, camera: Camera) -> np.ndarray:
