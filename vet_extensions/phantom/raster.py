@@ -10,6 +10,7 @@ therefore drawn one pixel wide and as much fainter: a pixel's partial volume, wi
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -205,10 +206,9 @@ class _Patches:
         """Groups of equal patches, cut to cache size: (which of the m, pixel basis [6, P])."""
         shape = self.height * 8192 + self.width
         order = np.argsort(shape, kind="stable")
-        borders = np.flatnonzero(np.diff(shape[order])) + 1
-        for group in np.split(order, borders):
-            if not len(group):
-                continue
+        borders = [0, *(np.flatnonzero(np.diff(shape[order])) + 1).tolist(), len(order)] if len(order) else []
+        for begin, end in pairwise(borders):
+            group = order[begin:end]
             height, width = int(self.height[group[0]]), int(self.width[group[0]])
             basis = pixel_basis(height, width)
             step = max(1, PIECE_PX // (height * width))
@@ -216,18 +216,24 @@ class _Patches:
                 yield group[first : first + step], basis
 
     def add(self, canvas: np.ndarray, piece: np.ndarray, chords: np.ndarray, weights: np.ndarray) -> None:
-        """Add chords [k, P] times weights [k, C] to the canvas [C, H, W] at the patches' places."""
+        """Add chords [k, P] times weights [k, C] to the canvas [C, H, W], one block of memory, at the patches' places."""
         height, width = int(self.height[piece[0]]), int(self.width[piece[0]])
         slices_ns = len(piece) * _NS_PER_SLICE
         bins_ns = canvas[0].size * _NS_PER_CANVAS_PX + chords.size * _NS_PER_BINNED_PX
-        for channel in np.flatnonzero(weights.any(axis=0)):
-            weighted = chords * weights[:, channel, None].astype(np.float32)
-            if slices_ns < bins_ns:
-                for k, patch in zip(piece, weighted.reshape(-1, height, width)):
-                    row, column = self.first_row[k], self.first_column[k]
+        weights = weights.astype(np.float32)
+        channels = np.flatnonzero(weights.any(axis=0)).tolist()
+        if slices_ns < bins_ns:
+            corners = list(zip(self.first_row[piece].tolist(), self.first_column[piece].tolist()))
+            for channel in channels:
+                weighted = (chords * weights[:, channel, None]).reshape(-1, height, width)
+                for (row, column), patch in zip(corners, weighted):
                     canvas[channel, row : row + height, column : column + width] += patch
-            else:
-                inside = (np.arange(height)[:, None] * self.size_px + np.arange(width)).ravel()
-                pixels = (self.first_pixel[piece][:, None] + inside).ravel()
-                summed = np.bincount(pixels, weights=weighted.ravel(), minlength=canvas[channel].size)
-                canvas[channel] += summed.reshape(canvas[channel].shape).astype(np.float32)
+            return
+        first_pixel = self.first_pixel[piece]
+        lowest = int(first_pixel.min())  # bins only for the rows between the highest and the lowest patch
+        inside = (np.arange(height)[:, None] * self.size_px + np.arange(width)).ravel()
+        pixels = ((first_pixel - lowest)[:, None] + inside).ravel()
+        for channel in channels:
+            weighted = chords * weights[:, channel, None]
+            summed = np.bincount(pixels, weights=weighted.ravel()).astype(np.float32)
+            canvas[channel].reshape(-1)[lowest : lowest + len(summed)] += summed

@@ -11,7 +11,7 @@ from vet_extensions.phantom.findings import ForeignBody, ForeignBodyKind
 from vet_extensions.phantom.primitives import Mix, Part, SceneBuilder
 from vet_extensions.phantom.raster import add_ellipsoids
 from vet_extensions.phantom.render import organ_masks, path_lengths, render_view, set_up
-from vet_extensions.phantom.studies import LANDMARKS, PhantomStudy, landmarks_mm, sample_study
+from vet_extensions.phantom.studies import LANDMARKS, PhantomStudy, finding_centroids_mm, landmarks_mm, sample_study
 from vet_extensions.schema import FINDINGS, View
 
 SIZE = 96
@@ -239,3 +239,18 @@ def test_an_impossible_size_is_refused_with_what_is_allowed(size_px: int) -> Non
     study = study_with()
     with pytest.raises(UserError, match="32 to 4096"):
         render_view(study, study.exposures[0], size_px)
+
+
+@pytest.mark.parametrize("size_px", [64, 256])
+def test_a_view_carries_the_points_of_its_scene_in_millimetres(size_px: int) -> None:
+    study = study_with("nodule", "effusion")
+    for exposure in study.exposures:
+        view = render_view(study, exposure, size_px)
+        known = landmarks_mm(study, exposure)
+        assert list(view.landmarks_mm) == list(LANDMARKS)
+        for name in LANDMARKS:
+            np.testing.assert_array_equal(view.landmarks_mm[name], known[name])
+        assert view.findings_mm == finding_centroids_mm(study, exposure)
+        assert {name: len(points) for name, points in view.findings_mm.items()} == {
+            name: len(points) for name, points in view.findings_px.items()
+        }
