@@ -1,7 +1,7 @@
 """A DICOM data set in the making, and its bytes: the few value representations that a phantom's file needs.
 
 `phantom.headers` and `phantom.dicom` fill an `Elements`. A general library checks, converts and copies every value on
-its way to the file, which took a fifth of an image's time; the values here are legal by construction, and the tests
+its way to the file, which took a tenth of an image's time; the values here are legal by construction, and the tests
 compare the bytes with those that pydicom writes.
 """
 
