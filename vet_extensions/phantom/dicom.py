@@ -6,11 +6,17 @@ else. For each file a `DisplayMapping` is drawn, and the stored 12-bit values ar
 stored values.
 """
 
+import io
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydicom import dcmwrite
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
 from pydicom.pixels import get_encoder
 from pydicom.uid import (
     UID,
@@ -23,7 +29,6 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from vet_extensions.phantom.elements import PIXEL_DATA, Elements, Value
 from vet_extensions.phantom.headers import PLAIN, HeaderPlan, ImageKey, Variant, build_header, draw_plan
 
 BITS_STORED = 12
@@ -131,7 +136,7 @@ def write_dicom(
     file = build_header(key, plan, spacing_mm=spacing_mm)
     _add_greyscale(file, mapping, plan)
     if has_padding:
-        file.add("PixelPaddingValue", "US", mapping.padding_value)
+        file.add_new("PixelPaddingValue", "US", mapping.padding_value)
     if Variant.OVERLAY in plan.variants:
         _add_overlay(file, *image.shape)
     _add_pixels(file, stored, syntax)
@@ -215,92 +220,91 @@ def _outside_collimation(image: np.ndarray) -> np.ndarray:
     return outside
 
 
-def _add_greyscale(file: Elements, mapping: DisplayMapping, plan: HeaderPlan) -> None:
+def _add_greyscale(file: Dataset, mapping: DisplayMapping, plan: HeaderPlan) -> None:
     """Modality LUT or rescale (C.11.1), window or VOI LUT (C.11.2), and photometric facts that agree (C.8.11.3)."""
-    file["PhotometricInterpretation"] = mapping.photometric
-    file["PixelIntensityRelationship"] = "LOG"
-    file["PixelIntensityRelationshipSign"] = 1 if mapping.is_inverted else -1
+    file.PhotometricInterpretation = mapping.photometric
+    file.PixelIntensityRelationship = "LOG"
+    file.PixelIntensityRelationshipSign = 1 if mapping.is_inverted else -1
     if not plan.is_cr:
-        file["PresentationLUTShape"] = "INVERSE" if mapping.is_inverted else "IDENTITY"
+        file.PresentationLUTShape = "INVERSE" if mapping.is_inverted else "IDENTITY"
     if mapping.modality == "LUT":
         table = _modality_table(mapping.curve)
-        lut = _lut(table, first=0, bits=16)
-        lut["ModalityLUTType"] = "US"
-        file["ModalityLUTSequence"] = [lut]
+        file.ModalityLUTSequence = [_lut(table, first=0, bits=16)]
+        file.ModalityLUTSequence[0].ModalityLUTType = "US"
     elif mapping.modality == "RESCALE" or not plan.is_cr:
-        file["RescaleIntercept"], file["RescaleSlope"] = f"{mapping.intercept:g}", f"{mapping.slope:g}"
-        file["RescaleType"] = "US"
+        file.RescaleIntercept, file.RescaleSlope = f"{mapping.intercept:g}", f"{mapping.slope:g}"
+        file.RescaleType = "US"
     if mapping.voi == "LUT":
         ramp = np.linspace(0, 1, mapping.high - mapping.low + 1) ** mapping.curve
-        file["VOILUTSequence"] = [_lut(np.rint(ramp * (2**_VOI_LUT_BITS - 1)), first=mapping.low, bits=_VOI_LUT_BITS)]
+        file.VOILUTSequence = [_lut(np.rint(ramp * (2**_VOI_LUT_BITS - 1)), first=mapping.low, bits=_VOI_LUT_BITS)]
     if mapping.window is None:
         return
     center, width = mapping.window
-    file["WindowCenter"], file["WindowWidth"] = center, width
+    file.WindowCenter, file.WindowWidth = center, width
     if Variant.TWO_WINDOWS in plan.variants:
-        file["WindowCenter"], file["WindowWidth"] = [center, center + width / 4], [width, width / 2]
-        file["WindowCenterWidthExplanation"] = ["NORMAL", "HARD"]
+        file.WindowCenter, file.WindowWidth = [center, center + width / 4], [width, width / 2]
+        file.WindowCenterWidthExplanation = ["NORMAL", "HARD"]
     if mapping.voi != "LINEAR" or Variant.TWO_WINDOWS in plan.variants:  # LINEAR is what an absent function means
-        file["VOILUTFunction"] = mapping.voi
+        file.VOILUTFunction = mapping.voi
 
 
-def _lut(table: np.ndarray, *, first: int, bits: int) -> Elements:
-    item = Elements()
-    item.add("LUTDescriptor", "US", [len(table), first, bits])
-    item.add("LUTData", "OW", table.astype("<u2").tobytes())
+def _lut(table: np.ndarray, *, first: int, bits: int) -> Dataset:
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [len(table), first, bits])
+    item.add_new("LUTData", "OW", table.astype("<u2").tobytes())
     return item
 
 
-def _add_overlay(file: Elements, rows: int, columns: int) -> None:
+def _add_overlay(file: Dataset, rows: int, columns: int) -> None:
     """A thin frame in overlay plane 6000 (C.9.2), which a viewer may draw and an intake must not burn in."""
     plane = np.zeros((rows, columns), np.uint8)
     plane[2:-2, 2:-2] = 1
     plane[3:-3, 3:-3] = 0
-    data = np.packbits(plane, axis=None, bitorder="little").tobytes()
-    attributes: list[tuple[str, int, Value]] = [("US", 0x10, rows), ("US", 0x11, columns), ("CS", 0x40, "G")]
-    attributes += [("SS", 0x50, [1, 1]), ("US", 0x100, 1), ("US", 0x102, 0), ("OW", 0x3000, data)]
+    bits = np.packbits(plane, axis=None, bitorder="little").tobytes()
+    data = bits + b"\0" * (len(bits) % 2)
+    attributes = [("US", 0x10, rows), ("US", 0x11, columns), ("CS", 0x40, "G"), ("SS", 0x50, [1, 1])]
+    attributes += [("US", 0x100, 1), ("US", 0x102, 0), ("OW", 0x3000, data)]
     for vr, element, value in attributes:  # repeating groups have no keyword of their own
-        file.add(0x60000000 + element, vr, value)
+        file.add_new((0x6000, element), vr, value)
 
 
-def _add_pixels(file: Elements, stored: np.ndarray, syntax: UID) -> None:
-    file["Rows"], file["Columns"] = stored.shape
-    file["SamplesPerPixel"] = 1
-    file["BitsAllocated"], file["BitsStored"], file["HighBit"] = 16, BITS_STORED, BITS_STORED - 1
-    file["PixelRepresentation"] = 0
+def _add_pixels(file: Dataset, stored: np.ndarray, syntax: UID) -> None:
+    file.Rows, file.Columns = stored.shape
+    file.SamplesPerPixel = 1
+    file.BitsAllocated, file.BitsStored, file.HighBit = 16, BITS_STORED, BITS_STORED - 1
+    file.PixelRepresentation = 0
     if not syntax.is_encapsulated:
-        file.add(PIXEL_DATA, "OW", stored.astype("<u2" if syntax.is_little_endian else ">u2").tobytes())
+        file.add_new("PixelData", "OW", stored.astype("<u2" if syntax.is_little_endian else ">u2").tobytes())
         return
-    photometric = str(file["PhotometricInterpretation"])
-    is_jpeg = syntax == JPEGLosslessSV1
-    frame = _encode_jpeg_lossless(stored, photometric) if is_jpeg else _encode(stored, syntax, photometric)
-    file.add(PIXEL_DATA, "OB", encapsulate([frame]))
+    frame = _encode_jpeg_lossless(file, stored) if syntax == JPEGLosslessSV1 else _encode(file, stored, syntax)
+    file.add_new("PixelData", "OB", encapsulate([frame]))
+    file["PixelData"].is_undefined_length = True
 
 
-def _encode(stored: np.ndarray, syntax: UID, photometric: str) -> bytes:
+def _encode(file: Dataset, stored: np.ndarray, syntax: UID) -> bytes:
     return get_encoder(syntax).encode(
         stored,
         encoding_plugin=_ENCODING_PLUGIN[syntax],
-        rows=stored.shape[0],
-        columns=stored.shape[1],
+        rows=file.Rows,
+        columns=file.Columns,
         number_of_frames=1,
         samples_per_pixel=1,
         bits_allocated=16,
         bits_stored=BITS_STORED,
         pixel_representation=0,
-        photometric_interpretation=photometric,
+        photometric_interpretation=file.PhotometricInterpretation,
     )
 
 
-def _encode_jpeg_lossless(stored: np.ndarray, photometric: str) -> bytes:
+def _encode_jpeg_lossless(file: Dataset, stored: np.ndarray) -> bytes:
     """JPEG lossless, first-order prediction (.70), by GDCM in memory: no pydicom plugin encodes it."""
     import gdcm
 
     writer = gdcm.ImageWriter()  # owns the image: it must outlive it
     image = writer.GetImage()
     image.SetNumberOfDimensions(2)
-    image.SetDimensions((*stored.shape[::-1], 1))
-    kind = gdcm.PhotometricInterpretation.GetPIType(photometric)
+    image.SetDimensions((file.Columns, file.Rows, 1))
+    kind = gdcm.PhotometricInterpretation.GetPIType(file.PhotometricInterpretation)
     image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(kind))
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.ImplicitVRLittleEndian))
     image.SetPixelFormat(gdcm.PixelFormat(1, 16, BITS_STORED, BITS_STORED - 1, 0))
@@ -316,16 +320,27 @@ def _encode_jpeg_lossless(stored: np.ndarray, photometric: str) -> bytes:
     return fragments.GetFragment(0).GetByteValue().GetBuffer().encode("utf-8", "surrogateescape")
 
 
-def _file_bytes(file: Elements, syntax: UID, *, with_group_length: bool) -> bytes:
-    meta = Elements()
-    meta["FileMetaInformationVersion"] = b"\0\1"
-    meta["MediaStorageSOPClassUID"] = file["SOPClassUID"]
-    meta["MediaStorageSOPInstanceUID"] = file["SOPInstanceUID"]
-    meta["TransferSyntaxUID"] = str(syntax)
-    meta["ImplementationClassUID"] = _IMPLEMENTATION_UID
-    meta["ImplementationVersionName"] = "VETDINO_PHANTOM"
-    meta.add_group_length(0x0002)
-    if with_group_length:
-        file.add_group_length(0x0008)
-    data = file.encoded(is_implicit_vr=syntax.is_implicit_VR, is_little_endian=syntax.is_little_endian)
-    return b"\0" * 128 + b"DICM" + meta.encoded() + data
+def _file_bytes(file: Dataset, syntax: UID, *, with_group_length: bool) -> bytes:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = file.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID
+    meta.TransferSyntaxUID = syntax
+    meta.ImplementationClassUID = UID(_IMPLEMENTATION_UID)
+    meta.ImplementationVersionName = "VETDINO_PHANTOM"
+    file.file_meta = meta
+    file.preamble = b"\0" * 128
+    buffer = io.BytesIO()
+    dcmwrite(buffer, file, enforce_file_format=True)
+    content = buffer.getvalue()
+    return _with_group_length(content, file) if with_group_length else content
+
+
+def _with_group_length(content: bytes, file: Dataset) -> bytes:
+    """Put the retired (0008,0000) before an explicit little endian data set; pydicom no longer writes it (PS3.5 7.2)."""
+    group = DicomBytesIO()
+    group.is_little_endian, group.is_implicit_VR = True, False
+    write_dataset(group, file.group_dataset(0x0008), parent_encoding=file.get("SpecificCharacterSet", "ascii"))
+    encoded = group.getvalue()
+    start = content.index(encoded)
+    element = struct.pack("<HH2sHI", 0x0008, 0x0000, b"UL", 4, len(encoded))
+    return content[:start] + element + content[start:]

@@ -13,8 +13,8 @@ from enum import StrEnum
 from zlib import crc32
 
 import numpy as np
+from pydicom.dataset import Dataset
 
-from vet_extensions.phantom.elements import Elements
 from vet_extensions.schema import View
 
 CR_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.1"
@@ -187,16 +187,16 @@ _BODY_PARTS = (
 )
 
 
-def build_header(key: ImageKey, plan: HeaderPlan, *, spacing_mm: float) -> Elements:
+def build_header(key: ImageKey, plan: HeaderPlan, *, spacing_mm: float) -> Dataset:
     """The data set of one image without its pixels and grey-scale attributes.
 
     spacing_mm: distance of pixel centres at the detector.
     """
-    header = Elements()
-    header["SOPClassUID"] = plan.sop_class
-    header["SOPInstanceUID"] = key.uid("instance")
+    header = Dataset()
+    header.SOPClassUID = plan.sop_class
+    header.SOPInstanceUID = key.uid("instance")
     if plan.character_set:
-        header["SpecificCharacterSet"] = plan.character_set
+        header.SpecificCharacterSet = plan.character_set
     _add_patient(header, key, plan)
     _add_study_and_series(header, key, plan)
     _add_image(header, key, plan)
@@ -215,119 +215,119 @@ def series_uid(key: ImageKey, plan: HeaderPlan) -> str:
     return key.uid("view series" if Variant.SERIES_PER_VIEW in plan.variants else "series")
 
 
-def _code(value: str, meaning: str, scheme: str = "SCT") -> Elements:
-    item = Elements()
-    item["CodeValue"] = value
-    item["CodingSchemeDesignator"] = scheme
-    item["CodeMeaning"] = meaning
+def _code(value: str, meaning: str, scheme: str = "SCT") -> Dataset:
+    item = Dataset()
+    item.CodeValue = value
+    item.CodingSchemeDesignator = scheme
+    item.CodeMeaning = meaning
     return item
 
 
-def _add_patient(header: Elements, key: ImageKey, plan: HeaderPlan) -> None:
+def _add_patient(header: Dataset, key: ImageKey, plan: HeaderPlan) -> None:
     """Patient module, PS3.3 C.7.1.1; the veterinary attributes are what 95 % of real files leave out (Brühschwein 2018)."""
     rng = key.rng("patient", "identity")
     family, keeper = _NAMES[plan.character_set]
     breed, breed_code = _BREEDS[int(rng.integers(len(_BREEDS)))]
-    header["PatientName"] = f"{family}^{key.patient_number:06d}"
-    header["PatientID"] = key.patient_id
-    header["PatientBirthDate"] = f"{_FIRST_DAY - timedelta(days=int(rng.integers(120, 5000))):%Y%m%d}"
-    header["PatientSex"] = str(rng.choice(["M", "F"]))
-    header["PatientSexNeutered"] = str(rng.choice(["ALTERED", "UNALTERED"]))
-    header["ResponsiblePerson"] = f"{keeper}^{key.patient_number:06d}"
-    header["ResponsiblePersonRole"] = "OWNER"
+    header.PatientName = f"{family}^{key.patient_number:06d}"
+    header.PatientID = key.patient_id
+    header.PatientBirthDate = f"{_FIRST_DAY - timedelta(days=int(rng.integers(120, 5000))):%Y%m%d}"
+    header.PatientSex = str(rng.choice(["M", "F"]))
+    header.PatientSexNeutered = str(rng.choice(["ALTERED", "UNALTERED"]))
+    header.ResponsiblePerson = f"{keeper}^{key.patient_number:06d}"
+    header.ResponsiblePersonRole = "OWNER"
     if Variant.SPECIES_MISSING in plan.variants:
         return
-    header["PatientSpeciesDescription"] = "Canine"
-    header["PatientSpeciesCodeSequence"] = [_code("448771007", "Canis lupus familiaris")]
-    header["PatientBreedDescription"] = breed
-    header["PatientBreedCodeSequence"] = [_code(breed_code, breed)]
-    header["BreedRegistrationSequence"] = []
-    header["AnatomicalOrientationType"] = "QUADRUPED"
+    header.PatientSpeciesDescription = "Canine"
+    header.PatientSpeciesCodeSequence = [_code("448771007", "Canis lupus familiaris")]
+    header.PatientBreedDescription = breed
+    header.PatientBreedCodeSequence = [_code(breed_code, breed)]
+    header.BreedRegistrationSequence = []
+    header.AnatomicalOrientationType = "QUADRUPED"
 
 
-def _add_study_and_series(header: Elements, key: ImageKey, plan: HeaderPlan) -> None:
+def _add_study_and_series(header: Dataset, key: ImageKey, plan: HeaderPlan) -> None:
     rng = key.rng("study", "date")
     day = _FIRST_DAY + timedelta(days=int(rng.integers(3000)))
     minute = int(rng.integers(8 * 60, 18 * 60))
     own_series = Variant.SERIES_PER_VIEW in plan.variants
-    header["StudyInstanceUID"] = key.uid("study")
-    header["StudyDate"] = f"{day:%Y%m%d}"
-    header["StudyTime"] = f"{minute // 60:02d}{minute % 60:02d}00"
-    header["StudyID"] = str(key.study_number)
-    header["StudyDescription"] = "Thorax and abdomen"
-    header["AccessionNumber"] = ""
-    header["ReferringPhysicianName"] = ""
-    header["SeriesInstanceUID"] = series_uid(key, plan)
-    header["SeriesNumber"] = key.image_index + 1 if own_series else 1
-    header["Modality"] = "CR" if plan.is_cr else "DX"
-    header["Manufacturer"] = "VET-DINO"
-    header["ManufacturerModelName"] = "Phantom"
-    header["SoftwareVersions"] = "1"
+    header.StudyInstanceUID = key.uid("study")
+    header.StudyDate = f"{day:%Y%m%d}"
+    header.StudyTime = f"{minute // 60:02d}{minute % 60:02d}00"
+    header.StudyID = str(key.study_number)
+    header.StudyDescription = "Thorax and abdomen"
+    header.AccessionNumber = ""
+    header.ReferringPhysicianName = ""
+    header.SeriesInstanceUID = series_uid(key, plan)
+    header.SeriesNumber = key.image_index + 1 if own_series else 1
+    header.Modality = "CR" if plan.is_cr else "DX"
+    header.Manufacturer = "VET-DINO"
+    header.ManufacturerModelName = "Phantom"
+    header.SoftwareVersions = "1"
 
 
-def _add_image(header: Elements, key: ImageKey, plan: HeaderPlan) -> None:
-    header["ImageType"] = ["ORIGINAL", "PRIMARY", ""] if not plan.is_cr else ["ORIGINAL", "PRIMARY"]
-    header["InstanceNumber"] = key.image_index + 1
-    header["ContentDate"] = header["StudyDate"]
-    header["ContentTime"] = header["StudyTime"]
-    header["AcquisitionDate"] = header["StudyDate"]
-    header["BurnedInAnnotation"] = "NO"
+def _add_image(header: Dataset, key: ImageKey, plan: HeaderPlan) -> None:
+    header.ImageType = ["ORIGINAL", "PRIMARY", ""] if not plan.is_cr else ["ORIGINAL", "PRIMARY"]
+    header.InstanceNumber = key.image_index + 1
+    header.ContentDate = header.StudyDate
+    header.ContentTime = header.StudyTime
+    header.AcquisitionDate = header.StudyDate
+    header.BurnedInAnnotation = "NO"
     if plan.is_cr:
         return
-    header["PresentationIntentType"] = "FOR PRESENTATION"
-    header["LossyImageCompression"] = "00"
-    header["AcquisitionContextSequence"] = []
-    header["DetectorType"] = "SCINTILLATOR"
+    header.PresentationIntentType = "FOR PRESENTATION"
+    header.LossyImageCompression = "00"
+    header.AcquisitionContextSequence = []
+    header.DetectorType = "SCINTILLATOR"
 
 
-def _add_view_and_anatomy(header: Elements, key: ImageKey, plan: HeaderPlan) -> None:
+def _add_view_and_anatomy(header: Dataset, key: ImageKey, plan: HeaderPlan) -> None:
     """DX Positioning (C.8.11.5) and DX Anatomy Imaged (C.8.11.2), or the CR Series' poorer attributes (C.8.1.1)."""
     terms, variants = VIEW_TERMS[key.view], plan.variants
     body_part, region_code, region = _BODY_PARTS[int(key.rng("study", "body part").integers(len(_BODY_PARTS)))]
     in_text = Variant.VIEW_IN_TEXT_ONLY in variants
-    header["BodyPartExamined"] = "" if Variant.BODY_PART_EMPTY in variants else body_part
+    header.BodyPartExamined = "" if Variant.BODY_PART_EMPTY in variants else body_part
     if Variant.VIEW_IN_WORDS in variants:
-        header["ViewPosition"] = terms.words
+        header.ViewPosition = terms.words
     elif not in_text and Variant.VIEW_IN_CODES_ONLY not in variants:
-        header["ViewPosition"] = terms.position
+        header.ViewPosition = terms.position
     elif in_text:
-        header["ViewPosition"] = ""
+        header.ViewPosition = ""
     if in_text:
         description = str(key.rng("image", "description").choice(terms.text))
-        header["SeriesDescription"] = description
-        header["ProtocolName"] = description.upper()
+        header.SeriesDescription = description
+        header.ProtocolName = description.upper()
     elif not plan.is_cr or Variant.VIEW_IN_CODES_ONLY in variants:
-        header["ViewCodeSequence"] = [_code(*terms.code)]
+        header.ViewCodeSequence = [_code(*terms.code)]
     if plan.is_cr:
-        header["Laterality"] = ""
+        header.Laterality = ""
     else:
-        header["ImageLaterality"] = "U"
-        header["AnatomicRegionSequence"] = [_code(region_code, region)]
+        header.ImageLaterality = "U"
+        header.AnatomicRegionSequence = [_code(region_code, region)]
     if Variant.ORIENTATION_MISSING not in variants:
         is_quadruped = "AnatomicalOrientationType" in header
-        header["PatientOrientation"] = list(terms.quadruped if is_quadruped else terms.biped)
+        header.PatientOrientation = list(terms.quadruped if is_quadruped else terms.biped)
 
 
-def _add_spacing(header: Elements, key: ImageKey, spacing_mm: float) -> None:
+def _add_spacing(header: Dataset, key: ImageKey, spacing_mm: float) -> None:
     """Spacing at the detector; half of the files repeat it as an uncalibrated PixelSpacing (PS3.3 10.7.1.3)."""
     text = f"{spacing_mm:.8g}"
-    header["ImagerPixelSpacing"] = [text, text]
+    header.ImagerPixelSpacing = [text, text]
     if key.rng("image", "spacing").random() < 0.5:
-        header["PixelSpacing"] = [text, text]
+        header.PixelSpacing = [text, text]
 
 
-def _add_private_tags(header: Elements) -> None:
-    header.add(0x00190010, "LO", "VET-DINO PHANTOM")  # reserves the block 10xx
-    header.add(0x00191001, "LO", "a private text of odd length")
-    header.add(0x00191002, "DS", ["1.5", "-2"])
-    header.add(0x00191003, "OB", b"\x00\x01\x02\x03")
+def _add_private_tags(header: Dataset) -> None:
+    block = header.private_block(0x0019, "VET-DINO PHANTOM", create=True)
+    block.add_new(0x01, "LO", "a private text of odd length")
+    block.add_new(0x02, "DS", ["1.5", "-2"])
+    block.add_new(0x03, "OB", b"\x00\x01\x02\x03")
 
 
-def _add_retired_attributes(header: Elements) -> None:
+def _add_retired_attributes(header: Dataset) -> None:
     """Attributes of earlier editions (PS3.6, marked RET), and a view code in the retired SNOMED-RT scheme (PS3.16 section 8)."""
-    header["ImageDimensions"] = 2
-    header["ImageLocation"] = 0x7FE0
-    header["StudyStatusID"] = "READ"
+    header.add_new("ImageDimensions", "US", 2)
+    header.add_new("ImageLocation", "US", 0x7FE0)
+    header.StudyStatusID = "READ"
     legacy = {"399173006": "R-10236", "399198007": "R-10232", "442441009": "R-40AB0", "441672003": "R-40AAC"}
-    for item in header.sequence("ViewCodeSequence"):
-        item["CodeValue"], item["CodingSchemeDesignator"] = legacy[str(item["CodeValue"])], "SRT"
+    for item in header.get("ViewCodeSequence", []):
+        item.CodeValue, item.CodingSchemeDesignator = legacy[item.CodeValue], "SRT"
