@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.init import normal_, trunc_normal_, zeros_
 
-from dinov2.layers import MemEffAttention, Mlp, PatchEmbed, SwiGLUFFNFused
+from dinov2.layers import ConvPatchEmbed, MemEffAttention, Mlp, PatchEmbed, SwiGLUFFNFused
 from dinov2.layers import NestedTensorBlock as Block
 from dinov2.models.pos_embed import Grid, interpolate_grid, resample_pos_embed, square_grid
 from dinov2.models.state_dicts import chunk_state_dict, dechunk_state_dict
@@ -283,12 +283,7 @@ class DinoVisionTransformer(nn.Module):
 
 
 def _find_ffn_layer(name: str) -> Callable[..., nn.Module]:
-    layers: dict[str, Callable[..., nn.Module]] = {
-        "mlp": Mlp,
-        "swiglu": SwiGLUFFNFused,
-        "swiglufused": SwiGLUFFNFused,
-        "identity": nn.Identity,
-    }
+    layers = {"mlp": Mlp, "swiglu": SwiGLUFFNFused, "swiglufused": SwiGLUFFNFused, "identity": nn.Identity}
     if name not in layers:
         raise NotImplementedError(f"Unknown ffn_layer '{name}'. Allowed: {', '.join(layers)}.")
     return layers[name]
@@ -320,6 +315,11 @@ def _build(
 def vit_micro(patch_size: int = 16, num_register_tokens: int = 0, **kwargs: Any) -> DinoVisionTransformer:
     """128 channels, 4 blocks, 4 heads: for tests and for demonstrations on a CPU. Not an official size."""
     return _build(128, 4, 4, patch_size, num_register_tokens, kwargs)
+
+
+def vit_micro_conv(patch_size: int = 8, num_register_tokens: int = 0, **kwargs: Any) -> DinoVisionTransformer:
+    """128 channels, 3 blocks, 4 heads behind a convolutional patch embedding: learns within minutes on a CPU. Not official."""
+    return _build(128, 3, 4, patch_size, num_register_tokens, {"embed_layer": ConvPatchEmbed, **kwargs})
 
 
 def vit_tiny(patch_size: int = 16, num_register_tokens: int = 0, **kwargs: Any) -> DinoVisionTransformer:

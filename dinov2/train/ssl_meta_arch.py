@@ -165,7 +165,9 @@ class SSLMetaArch(nn.Module):
 
     def _normalise(self, crops: Tensor) -> Tensor:
         """uint8 [n, 1 or 3, H, W] -> float32 [n, 3, H, W] with the configured mean and deviation; grey is repeated."""
-        mean, std = (crops.new_tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (self._pixel_mean, self._pixel_std))
+        mean, std = (
+            crops.new_tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (self._pixel_mean, self._pixel_std)
+        )
         return (crops.float().div(255.0) - mean) / std
 
     def _slots(self, batch: Mapping[str, Any]) -> CropSlots:

@@ -45,19 +45,19 @@ FULL = DemoPlan(
     image_px=128,
     split_fractions=(0.625, 0.125, 0.25),
     seeds=(0, 1),
-    epochs=7,
-    epoch_length=60,
-    n_curve_points=7,
+    epochs=6,
+    epoch_length=40,
+    n_curve_points=4,
     n_resamples=1000,
 )
 QUICK = DemoPlan(
-    n_studies=900,
+    n_studies=800,
     image_px=128,
     split_fractions=(0.625, 0.125, 0.25),
     seeds=(0,),
-    epochs=7,
+    epochs=6,
     epoch_length=20,
-    n_curve_points=4,
+    n_curve_points=3,
     n_resamples=300,
 )
 

@@ -192,6 +192,13 @@ def _read_backbone(checkpoint: Path) -> dict[str, Tensor]:
     return dechunk_state_dict(state)
 
 
+def _patch_size(state: dict[str, Tensor]) -> int:
+    """Side of a patch: of the one convolution of a linear embedding, or two to the number of halving ones."""
+    if "patch_embed.proj.weight" in state:
+        return state["patch_embed.proj.weight"].shape[-1]
+    return 2 ** sum(re.fullmatch(r"patch_embed\.proj\.conv\d+\.weight", name) is not None for name in state)
+
+
 def _architecture(state: dict[str, Tensor], config: DictConfig | None, *, arch: str | None) -> Architecture:
     """The tensors say how the network is built; the configuration adds its name and how it interpolates positions."""
     if config is None and arch is None:
@@ -199,7 +206,7 @@ def _architecture(state: dict[str, Tensor], config: DictConfig | None, *, arch: 
             "No config.yaml lies with the checkpoint, so the architecture is not known. Give the run folder, or the name: "
             "arch='vit_small' for example."
         )
-    missing = [name for name in ("cls_token", "pos_embed", "patch_embed.proj.weight") if name not in state]
+    missing = [name for name in ("cls_token", "pos_embed", "norm.weight") if name not in state]
     if missing:
         raise UserError(f"The teacher backbone lacks {', '.join(missing)}: it is no vision transformer of dinov2.")
     student: Any = config.student if config is not None else {}
@@ -208,7 +215,7 @@ def _architecture(state: dict[str, Tensor], config: DictConfig | None, *, arch: 
         raise UserError(f"arch='{arch}' was given, but the run's config.yaml says '{configured}'. Leave arch out.")
     n_registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
     antialias, offset = HUB_INTERPOLATION.get(n_registers, (False, 0.1))
-    patch_size = state["patch_embed.proj.weight"].shape[-1]
+    patch_size = _patch_size(state)
     side, _ = square_grid(state["pos_embed"].shape[1] - 1)
     is_gated = "blocks.0.mlp.w12.weight" in state
     return Architecture(

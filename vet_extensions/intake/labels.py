@@ -46,6 +46,7 @@ class LabelTable:
         return {name: int(value) for name, value in zip(self.names, self.values[row]) if value != NOT_STATED}
 
     def report(self, records: list[ImageRecord]) -> LabelReport:
+        """How the table met these images: rows without an image, images without a row."""
         met = {self.row_of(record) for record in records}
         n_without = sum(self.row_of(record) is None for record in records)
         met.discard(None)

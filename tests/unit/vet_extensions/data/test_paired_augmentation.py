@@ -108,7 +108,9 @@ def test_mirroring_reverses_columns():
     image = np.tile(np.arange(0, 192, 2, dtype=np.uint8), (96, 1))
     whole = {"global_scale": (1.0, 1.0), "aspect_ratio": (1.0, 1.0)}
     plain = RadiographCrop(settings(**whole))(image, is_global=True, rng=np.random.default_rng(0))
-    mirrored = RadiographCrop(settings(**whole, hflip_probability=1.0))(image, is_global=True, rng=np.random.default_rng(0))
+    mirrored = RadiographCrop(settings(**whole, hflip_probability=1.0))(
+        image, is_global=True, rng=np.random.default_rng(0)
+    )
     assert torch.equal(mirrored, plain.flip(-1))
 
 
