@@ -15,14 +15,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from vet_extensions.analysis import curves as figures
 from vet_extensions.analysis.curves import RunCurves
+from vet_extensions.analysis.learning import COLLAPSE_SHARE, LEARNED, describe_learning, learning_row
 from vet_extensions.analysis.pictures import Picture, contact_sheet, crop_panel, data_uri, interval_bars, picture
 from vet_extensions.errors import UserError
 
 MAX_BYTES = 8_000_000
 """A report of this size or more is refused: it should travel by e-mail."""
-
-COLLAPSE_SHARE = 0.95
-"""A teacher whose entropy stays above this share of ln K answers almost uniformly: its arm has not learned by distillation."""
 
 _PICTURE_PX = (256, 192, 128, 96)
 _READABLE = {"knn": "k-NN", "linear": "linear probe", "auroc": "AUROC", "macro_auroc": "macro AUROC", "ap": "AP"}
@@ -114,20 +112,6 @@ def describe_difference(row: Mapping[str, Any]) -> str:
     return f"{row['a']} measured {side} than {row['b']} in this test set; the interval does not contain 0."
 
 
-def describe_entropy(run: RunCurves) -> str:
-    """The collapse check of one run in words: its final teacher entropy against ln K."""
-    entropy = run.final("teacher_entropy")
-    if not run.n_prototypes or math.isnan(entropy):
-        return "Not checked: the teacher's entropy or the number of prototypes was not logged."
-    share = entropy / math.log(run.n_prototypes)
-    if share > COLLAPSE_SHARE:
-        return (
-            f"Collapsed or not trained: {share:.0%} of ln K, an almost uniform answer. "
-            "Whatever its features gained did not come from distillation."
-        )
-    return f"Below ln K ({share:.0%} of it): the teacher's targets carry information."
-
-
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
@@ -136,7 +120,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(readable=_readable, number=_number)
+    environment.filters.update(readable=_readable, number=_number, fixed=_fixed)
     return environment
 
 
@@ -154,7 +138,7 @@ def _page(inputs: ReportInputs, *, longest_px: int) -> dict[str, Any]:
         "studies": contact_sheet(inputs.sample_studies, longest_px=longest_px),
         "crop_panels": [_crops(panel, longest_px=longest_px) for panel in inputs.crop_panels],
         "figures": _figures(inputs) if inputs.curves else [],
-        "learning": [_learning_row(run) for run in inputs.curves],
+        "learning": [learning_row(run) for run in inputs.curves],
         "collapse_share": COLLAPSE_SHARE,
         "headline": " · ".join(f"{name} {_readable(value)}" for name, value in inputs.headline.items()),
         "headline_groups": _result_groups(inputs, headline),
@@ -190,20 +174,11 @@ def _summary(inputs: ReportInputs, *, n_headline: int) -> Iterator[str]:
         yield f"Headline differences between arms: {len(compared)} compared, {shown} with an interval that does not contain 0."
     checked = [run for run in inputs.curves if run.n_prototypes and not math.isnan(run.final("teacher_entropy"))]
     if checked:
-        collapsed = sum(describe_entropy(run).startswith("Collapsed") for run in checked)
-        yield f"Collapse check: {len(checked) - collapsed} of {len(checked)} runs end with a teacher entropy clearly below ln K."
-
-
-def _learning_row(run: RunCurves) -> dict[str, Any]:
-    ln_k = math.log(run.n_prototypes) if run.n_prototypes else math.nan
-    return {
-        "arm": run.arm,
-        "seed": run.seed,
-        "loss": run.final("total_loss"),
-        "entropy": run.final("teacher_entropy"),
-        "ln_k": ln_k,
-        "reading": describe_entropy(run),
-    }
+        learned = sum(describe_learning(run).startswith(LEARNED) for run in checked)
+        yield (
+            f"Learning check: {learned} of {len(checked)} runs end with a teacher entropy clearly below ln K and a student "
+            "loss below that of a uniform guess."
+        )
 
 
 def _figures(inputs: ReportInputs) -> list[Picture]:
@@ -325,6 +300,11 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(float(value))
 
 
+def _fixed(value: Any) -> str:
+    """A score, a difference or an end of an interval: always three decimals, so that columns can be compared by eye."""
+    return f"{float(value):.3f}" if _is_number(value) else "–"
+
+
 def _number(value: Any) -> str:
     """A cell's text: floats to three decimals (small ones in powers of ten), counts with separators, nothing as a dash."""
     if isinstance(value, bool | np.bool_):
@@ -334,7 +314,7 @@ def _number(value: Any) -> str:
     if isinstance(value, int | np.integer):
         return f"{value:,}"
     if isinstance(value, float | np.floating):
-        return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
+        return "0" if value == 0 else f"{value:.1e}" if abs(value) < 1e-3 else f"{value:.3f}"
     if isinstance(value, list | tuple):
         return ", ".join(_number(item) for item in value)
     return str(value)

@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dinov2.loss.routing import CropLayout, build_router
+from dinov2.utils.plugins import load_plugins
 from vet_extensions.analysis.attention import cls_attention, overlay
 from vet_extensions.analysis.components import foreground_by_intensity, joint_components, patch_features
 from vet_extensions.analysis.curves import RunCurves, read_training_metrics
@@ -43,7 +44,11 @@ def report_inputs(
     studies = sample_studies(demo.intake, n_studies=N_SAMPLE_STUDIES)
     first_of_arm = {read_config(run).routing.name: run for run in reversed(runs)}
     arms = dict(reversed(first_of_arm.items()))
-    images = [image for study in studies[:N_PANEL_STUDIES] for image in study.pixels]
+    images = {
+        f"study {i + 1}, {view}": image
+        for i, study in enumerate(studies[:N_PANEL_STUDIES])
+        for view, image in zip(study.views, study.pixels)
+    }
     return ReportInputs(
         title="VET-DINO demo: two ways to pre-train on multi-view studies",
         intake_summary=intake_summary,
@@ -100,6 +105,7 @@ def sample_studies(intake_root: Path, *, n_studies: int) -> list[StudySample]:
 def crop_panel(arm: str, run: Path, study: StudySample) -> CropPanel:
     """The crops of one study exactly as the arm's networks see them, with the routing table of the run."""
     config = read_config(run)
+    load_plugins(config.plugins)
     router = build_router(config.routing, config.crops.local_crops_number)
     crops = paired_views(config, router.layout)(study)
     return CropPanel(arm=arm, routing_rows=router.describe().splitlines(), crops=_labelled(crops, router.layout))
@@ -138,24 +144,24 @@ def _inputs(run: Path, images: Sequence[np.ndarray]) -> tuple[torch.nn.Module, l
     return backbone, prepared, network_input(prepared, mean=mean, std=std)
 
 
-def attention_panel(arm: str, run: Path, images: Sequence[np.ndarray]) -> PicturePanel:
+def attention_panel(arm: str, run: Path, images: Mapping[str, np.ndarray]) -> PicturePanel:
     """Attention of the CLS token in the last block, mean over the heads."""
-    backbone, prepared, inputs = _inputs(run, images)
+    backbone, prepared, inputs = _inputs(run, list(images.values()))
     maps = cls_attention(backbone, inputs).mean(1)  # pyright: ignore[reportArgumentType]
-    pictures = [(f"image {i}", overlay(image, heat)) for i, (image, heat) in enumerate(zip(prepared, maps))]
+    pictures = [(name, overlay(image, heat)) for name, image, heat in zip(images, prepared, maps)]
     return PicturePanel(
         arm=arm, caption="Attention of the CLS token in the last block, mean over heads.", pictures=pictures
     )
 
 
-def component_panel(arm: str, run: Path, images: Sequence[np.ndarray]) -> PicturePanel:
+def component_panel(arm: str, run: Path, images: Mapping[str, np.ndarray]) -> PicturePanel:
     """The first three principal components of all patches of all images together, as red, green and blue."""
-    backbone, prepared, inputs = _inputs(run, images)
+    backbone, prepared, inputs = _inputs(run, list(images.values()))
     features = patch_features(backbone, inputs)  # pyright: ignore[reportArgumentType]
     foreground = foreground_by_intensity(np.stack(prepared), features.shape[1:3])
     colours = joint_components(features, foreground=foreground).colours
     return PicturePanel(
         arm=arm,
         caption="First three principal components of the patch features of all images together (background black).",
-        pictures=[(f"image {i}", picture) for i, picture in enumerate(colours)],
+        pictures=list(zip(images, colours)),
     )

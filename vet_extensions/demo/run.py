@@ -158,7 +158,6 @@ def export_runs(demo: Demo, runs: list[Path]) -> list[dict[str, Any]]:
             report = export_hub(run, demo.out / "export" / f"{run.name}.pth", require_hub=False)
             rows.append(
                 {
-                    "run": run.name,
                     "file": report.path.name,
                     "tensors": report.n_tensors,
                     "parameters": report.n_parameters,

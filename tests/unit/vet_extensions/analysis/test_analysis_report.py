@@ -7,12 +7,12 @@ import pytest
 
 from vet_extensions.analysis import report as report_module
 from vet_extensions.analysis.curves import RunCurves
+from vet_extensions.analysis.learning import describe_learning
 from vet_extensions.analysis.report import (
     CropPanel,
     PicturePanel,
     ReportInputs,
     describe_difference,
-    describe_entropy,
     write_report,
 )
 from vet_extensions.errors import UserError
@@ -77,11 +77,13 @@ def difference(baseline: str, value: float, *, group: str = "gross") -> dict:
     }
 
 
-def curves(*, arm: str = "vet_dino", entropy: float = 4.6) -> RunCurves:
+def curves(*, arm: str = "vet_dino", entropy: float = 4.6, dino_loss: float = 5.4) -> RunCurves:
     metrics = {
         "iteration": np.arange(10.0),
         "total_loss": np.linspace(6, 5, 10),
         "teacher_entropy": np.full(10, entropy),
+        "dino_local_crops_loss": np.full(10, 0.6 * dino_loss),
+        "dino_global_crops_loss": np.full(10, 0.4 * dino_loss),
     }
     return RunCurves(arm=arm, seed=0, metrics=metrics, knn=((0, 0.5), (10, 0.6)), n_prototypes=256)
 
@@ -197,10 +199,11 @@ def test_a_difference_is_stated_only_where_its_interval_leaves_zero_out(low, hig
     assert expected in describe_difference({"a": "a", "b": "b", "difference": 0.0, "low": low, "high": high})
 
 
-def test_a_teacher_at_ln_k_is_called_collapsed_and_one_below_is_not():
-    assert describe_entropy(curves(entropy=5.54)).startswith("Collapsed")
-    assert describe_entropy(curves(entropy=4.64)).startswith("Below ln K (84% of it)")
-    assert describe_entropy(RunCurves("a", 0)).startswith("Not checked")
+def test_only_a_run_below_ln_k_in_entropy_and_in_loss_has_learned():
+    assert describe_learning(curves(entropy=5.54)).startswith("Collapsed")
+    assert describe_learning(curves(entropy=4.64)).startswith("Learned: teacher entropy 84% of ln K")
+    assert describe_learning(curves(entropy=4.64, dino_loss=5.6)).startswith("Not learned")
+    assert describe_learning(RunCurves("a", 0)).startswith("Not checked")
 
 
 def test_hostile_text_is_shown_not_obeyed(tmp_path):
