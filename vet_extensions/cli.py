@@ -250,7 +250,8 @@ def demo(
     """Run the whole way on synthetic studies: DICOM, intake, two pre-training arms, evaluation, export, report.html."""
     from vet_extensions.demo import run_demo
 
-    run_demo(out or Path("demo-quick" if quick else "demo"), quick=quick, seed=seed, n_workers=workers)
+    report = run_demo(out or Path("demo-quick" if quick else "demo"), quick=quick, seed=seed, n_workers=workers)
+    print(f"Done. Open {report} in a browser: what was trained, how, and what was measured.")
 
 
 @app.command(epilog="Example: vetdino version")
