@@ -200,11 +200,11 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Embed the images once per model, then score them: k-NN and linear probe with intervals, beside controls."""
-    from dinov2.train.precision import resolve_device
+    from dinov2.utils.device import resolve_device
     from vet_extensions.evaluation.suite import run_suite
 
     with Progress("evaluate", unit="images") as progress:
-        results = run_suite(runs, data, suite, out, on_progress=progress, device=resolve_device(device))
+        results = run_suite(runs, data, suite, out, on_progress=progress, device=resolve_device(device, key="--device"))
     for row in results:
         print(_in_one_line(row))
 

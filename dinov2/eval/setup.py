@@ -12,6 +12,7 @@ from torch import nn
 from dinov2 import distributed
 from dinov2.models import build_model_from_cfg
 from dinov2.utils.config import setup
+from dinov2.utils.device import resolve_device
 from dinov2.utils.errors import UserError
 from dinov2.utils.utils import load_pretrained_weights
 
@@ -62,25 +63,9 @@ def get_autocast_dtype(config: DictConfig) -> torch.dtype:
     return {"fp16": torch.half, "bf16": torch.bfloat16}.get(name, torch.float)
 
 
-def eval_device(config: DictConfig) -> torch.device:
-    """Where to evaluate: `train.device`, with `auto` meaning CUDA where there is one."""
-    name = config.train.device
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(
-            f"train.device is '{name}', which torch does not know. Allowed: auto, cpu, cuda, cuda:N."
-        ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"train.device is '{name}', but torch sees no CUDA device. Use --opts train.device=auto.")
-    return device
-
-
 def build_model_for_eval(config: DictConfig, pretrained_weights: str) -> nn.Module:
     """The backbone that the configuration describes, with the teacher's weights, in evaluation mode on its device."""
-    device = eval_device(config)
+    device = resolve_device(config.train.device)
     model, _ = build_model_from_cfg(config, only_teacher=True)
     load_pretrained_weights(model, pretrained_weights, "teacher")
     return model.eval().to(device)
@@ -102,7 +87,7 @@ def setup_and_build_model(args: argparse.Namespace) -> tuple[nn.Module, torch.dt
         torch.set_num_threads(config.train.cpu_threads)
     model = build_model_for_eval(config, args.pretrained_weights)
     dtype = get_autocast_dtype(config)
-    if dtype == torch.half and eval_device(config).type == "cpu":
+    if dtype == torch.half and resolve_device(config.train.device).type == "cpu":
         logger.info("float16 is for CUDA devices; on the CPU the features are computed in float32")
         dtype = torch.float
     return model, dtype

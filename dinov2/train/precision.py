@@ -1,4 +1,4 @@
-"""Device and arithmetic of a run, from the configuration: one place that knows what a device cannot do."""
+"""Arithmetic of a run, from the configuration: one place that knows what a device cannot do."""
 
 import contextlib
 import logging
@@ -11,21 +11,6 @@ from dinov2.utils.errors import UserError
 logger = logging.getLogger("dinov2")
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device, else the CPU; any other name is taken as torch does."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(
-            f"train.device is '{name}', which torch does not know. Allowed: auto, cpu, cuda, cuda:N."
-        ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"train.device is '{name}', but torch sees no CUDA device. Use auto or cpu.")
-    return device
 
 
 def autocast_dtype(cfg: DictConfig, device: torch.device) -> torch.dtype | None:

@@ -23,33 +23,18 @@ def build_schedulers(cfg: DictConfig) -> Schedules:
     """The official schedules (contract 3.7): cosine with linear warm-up; the last layer's rate is 0 while it is frozen."""
     epoch = cfg.train.OFFICIAL_EPOCH_LENGTH
     total = cfg.optim.epochs * epoch
+
+    def cosine(start: float, end: float, *, warmup: int = 0) -> CosineScheduler:
+        return CosineScheduler(base_value=start, final_value=end, total_iters=total, warmup_iters=warmup)
+
     warmup = cfg.optim.warmup_epochs * epoch
-    lr = CosineScheduler(
-        base_value=cfg.optim.lr,
-        final_value=cfg.optim.min_lr,
-        total_iters=total,
-        warmup_iters=warmup,
-        start_warmup_value=0,
-    )
-    last_layer_lr = CosineScheduler(
-        base_value=cfg.optim.lr,
-        final_value=cfg.optim.min_lr,
-        total_iters=total,
-        warmup_iters=warmup,
-        start_warmup_value=0,
-    )
+    lr, last_layer_lr = (cosine(cfg.optim.lr, cfg.optim.min_lr, warmup=warmup) for _ in range(2))
     last_layer_lr.schedule[: cfg.optim.freeze_last_layer_epochs * epoch] = 0
     temp_warmup = cfg.teacher.warmup_teacher_temp_epochs * epoch
     return Schedules(
         lr=lr,
-        wd=CosineScheduler(
-            base_value=cfg.optim.weight_decay, final_value=cfg.optim.weight_decay_end, total_iters=total
-        ),
-        momentum=CosineScheduler(
-            base_value=cfg.teacher.momentum_teacher,
-            final_value=cfg.teacher.final_momentum_teacher,
-            total_iters=total,
-        ),
+        wd=cosine(cfg.optim.weight_decay, cfg.optim.weight_decay_end),
+        momentum=cosine(cfg.teacher.momentum_teacher, cfg.teacher.final_momentum_teacher),
         teacher_temp=CosineScheduler(
             base_value=cfg.teacher.teacher_temp,
             final_value=cfg.teacher.teacher_temp,

@@ -22,11 +22,12 @@ from dinov2 import distributed
 from dinov2.logging import MetricLogger
 from dinov2.train.batches import make_batches
 from dinov2.train.checkpoint import Checkpointer
-from dinov2.train.precision import autocast_dtype, resolve_device
+from dinov2.train.precision import autocast_dtype
 from dinov2.train.run_folder import claim_output_dir, set_aside_checkpoints
 from dinov2.train.schedules import Schedules, apply_optim_scheduler, build_schedulers
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 from dinov2.utils.config import setup, write_config
+from dinov2.utils.device import resolve_device
 from dinov2.utils.errors import UserError
 
 logger = logging.getLogger("dinov2")

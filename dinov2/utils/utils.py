@@ -67,7 +67,8 @@ def read_checkpoint(path_or_url: str | Path) -> dict[str, Any]:
         reason = str(error).strip().splitlines()
         raise UserError(
             f"'{location}' is no readable weights file ({reason[0] if reason else type(error).__name__}). Wanted: a file "
-            "that torch.save wrote, holding only tensors, numbers and text."
+            "that torch.save wrote, holding only tensors, numbers and text. It may have been cut off: copy it again, or use "
+            "an earlier one."
         ) from error
     if not isinstance(content, Mapping):
         raise UserError(f"'{location}' holds a {type(content).__name__}. Wanted: a dictionary of named tensors.")

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from dinov2.models import build_model_from_cfg
+from dinov2.utils.utils import read_checkpoint
 from vet_extensions.errors import UserError
 
 logger = logging.getLogger("vet_extensions")
@@ -196,13 +197,7 @@ def load_backbone(run_dir_or_checkpoint: str | Path) -> tuple[nn.Module, DictCon
     checkpoint, config_path = find_checkpoint(run_dir_or_checkpoint)
     config = read_config(config_path)
     backbone, _ = build_model_from_cfg(config, only_teacher=True)
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"'{checkpoint.name}' cannot be read as a checkpoint ({type(error).__name__}). It may have been cut off while "
-            "it was written or copied: copy it again, or use an earlier one of the run."
-        ) from error
+    content = read_checkpoint(checkpoint)
     backbone.load_state_dict(_backbone_state(content, backbone, name=checkpoint.name), strict=True)
     return backbone.eval(), config
 

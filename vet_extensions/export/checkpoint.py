@@ -20,6 +20,7 @@ from torch import Tensor
 from dinov2.models.pos_embed import interpolate_grid, resample_pos_embed, square_grid
 from dinov2.models.state_dicts import dechunk_state_dict
 from dinov2.models.vision_transformer import DinoVisionTransformer
+from dinov2.utils.utils import read_checkpoint
 from vet_extensions.errors import UserError
 from vet_extensions.export.parity import (
     HUB_INTERPOLATION,
@@ -167,13 +168,7 @@ def _find(source: Path) -> tuple[Path, DictConfig | None]:
 
 def _read_backbone(checkpoint: Path) -> dict[str, Tensor]:
     """The backbone's tensors with flat, bare names."""
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"'{checkpoint.name}' cannot be read as a checkpoint ({type(error).__name__}). It may have been cut off while it "
-            "was written or copied: copy it again, or give an earlier one."
-        ) from error
+    content = read_checkpoint(checkpoint)
     teacher = content.get("teacher") if isinstance(content, dict) else None
     prefix = "backbone."
     state = {k.removeprefix(prefix): v for k, v in (teacher or {}).items() if k.startswith(prefix)}

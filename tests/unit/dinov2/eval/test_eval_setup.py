@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from dinov2.configs import dinov2_default_config
 from dinov2.eval import setup
 from dinov2.models import build_model_from_cfg
+from dinov2.utils.device import resolve_device
 from dinov2.utils.errors import UserError
 
 
@@ -37,7 +38,7 @@ def test_the_model_is_the_teacher_of_the_checkpoint_ready_for_evaluation(tmp_pat
 def test_a_device_that_is_not_there_is_named(device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=f"train.device is '{device}'"):
-        setup.eval_device(config(train={"device": device}))
+        resolve_device(device)
 
 
 def test_several_processes_are_refused(monkeypatch):
