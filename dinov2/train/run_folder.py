@@ -1,5 +1,9 @@
 """The output folder of a run: whose it is, and how an old run in it is treated."""
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -35,6 +39,30 @@ def claim_output_dir(cfg: DictConfig) -> None:
             f"The output folder {path.parent} already holds a different run. {'; '.join(shown)}{more}. "
             "Give another --output-dir, or the configuration of that run to continue it."
         )
+
+
+@contextmanager
+def sole_owner(output_dir: Path) -> Iterator[None]:
+    """Hold the run folder for this process; raises `UserError` when another one trains in it, naming its process number.
+
+    The lock is the operating system's: it goes with the process, however that ends.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(output_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            raise UserError(
+                f"Process {owner} is already training in {output_dir}. Two runs in one folder would overwrite each other: wait "
+                f"for it, stop it (kill {owner}), or give another --output-dir."
+            ) from None
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def set_aside_checkpoints(output_dir: Path) -> None:

@@ -23,7 +23,7 @@ from dinov2.logging import MetricLogger
 from dinov2.train.batches import make_batches
 from dinov2.train.checkpoint import Checkpointer
 from dinov2.train.precision import autocast_dtype
-from dinov2.train.run_folder import claim_output_dir, set_aside_checkpoints
+from dinov2.train.run_folder import claim_output_dir, set_aside_checkpoints, sole_owner
 from dinov2.train.schedules import Schedules, apply_optim_scheduler, build_schedulers
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 from dinov2.utils.config import setup, write_config
@@ -213,7 +213,9 @@ def _drop_metrics_after(path: Path, start: int) -> None:
         number = line.partition('"iteration": ')[2].partition(",")[0]
         if line.endswith("}") and number.isdigit() and int(number) < start:
             kept.append(line + "\n")
-    path.write_text("".join(kept))
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
 
 
 @contextmanager
@@ -250,19 +252,19 @@ def main(args: argparse.Namespace) -> dict[str, float]:
             f"This version trains in one process; the launcher started {distributed.launched_world_size()}. "
             "Start it without torchrun or with --nproc-per-node 1."
         )
-    cfg = setup(args)
-    claim_output_dir(cfg)
-    if args.no_resume:
-        set_aside_checkpoints(Path(cfg.train.output_dir))
-    write_config(cfg, cfg.train.output_dir)
-    logger.info("configuration:\n%s", OmegaConf.to_yaml(cfg))
-    if cfg.train.cpu_threads > 0:
-        torch.set_num_threads(cfg.train.cpu_threads)
-    model = SSLMetaArch(cfg).to(resolve_device(cfg.train.device))
-    logger.info("loss routing:\n%s", model.router.describe())
-    if args.eval_only:
-        return _eval_only(cfg, model)
-    return do_train(cfg, model, resume=not args.no_resume)
+    cfg = setup(args, before_writing=claim_output_dir)
+    with sole_owner(Path(cfg.train.output_dir)):
+        if args.no_resume:
+            set_aside_checkpoints(Path(cfg.train.output_dir))
+        write_config(cfg, cfg.train.output_dir)
+        logger.info("configuration:\n%s", OmegaConf.to_yaml(cfg))
+        if cfg.train.cpu_threads > 0:
+            torch.set_num_threads(cfg.train.cpu_threads)
+        model = SSLMetaArch(cfg).to(resolve_device(cfg.train.device))
+        logger.info("loss routing:\n%s", model.router.describe())
+        if args.eval_only:
+            return _eval_only(cfg, model)
+        return do_train(cfg, model, resume=not args.no_resume)
 
 
 def _eval_only(cfg: DictConfig, model: SSLMetaArch) -> dict[str, float]:

@@ -9,6 +9,7 @@ import math
 import os
 import re
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,15 +116,20 @@ def default_setup(args: Namespace) -> None:
     logger.info("code: %s", get_sha())
 
 
-def setup(args: Namespace) -> DictConfig:
-    """Everything before the first step: configuration, plugins, scaling rule, logging, seeds, `config.yaml`."""
+def setup(args: Namespace, *, before_writing: Callable[[DictConfig], None] | None = None) -> DictConfig:
+    """Everything before the first step: configuration, plugins, scaling rule, output folder, logging, seeds.
+
+    before_writing: called with the resolved configuration before anything is written, to refuse a folder for example.
+    """
     cfg = get_cfg_from_args(args)
     load_plugins(cfg.plugins)
+    apply_scaling_rules_to_cfg(cfg)
     args.seed = cfg.train.seed
     args.output_dir = os.fspath(Path(cfg.train.output_dir).resolve())
+    if before_writing is not None:
+        before_writing(cfg)
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     default_setup(args)
-    apply_scaling_rules_to_cfg(cfg)
     return cfg
 
 

@@ -13,6 +13,7 @@ import torch
 from study_factory import make_intake
 
 from dinov2.models import build_model_from_cfg
+from dinov2.train.run_folder import sole_owner
 from dinov2.train.train import run
 from dinov2.utils.config import OmegaConf
 from vet_extensions.schema import View
@@ -178,10 +179,17 @@ def test_a_mistake_is_one_sentence_and_exit_code_two(opts, said, config, intake,
 
 
 def test_an_output_folder_with_another_run_is_refused_and_left_alone(undisturbed, config, intake, capsys):
-    before = (undisturbed / "config.yaml").read_text()
+    before = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
     assert run([*arguments(config, intake, undisturbed), "optim.base_lr=0.5"]) == 2
     assert "optim.base_lr" in capsys.readouterr().err
-    assert (undisturbed / "config.yaml").read_text() == before
+    assert {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()} == before
+
+
+def test_a_second_process_in_the_same_folder_is_refused_with_the_number_of_the_first(config, intake, tmp_path, capsys):
+    with sole_owner(tmp_path / "run"):
+        assert run(arguments(config, intake, tmp_path / "run")) == 2
+    assert f"Process {os.getpid()} is already training" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_non_finite_loss_stops_before_the_weights_change(config, intake, tmp_path):
