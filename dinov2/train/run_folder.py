@@ -5,11 +5,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from dinov2.utils.errors import UserError
+
+_LOCK = ".lock"
 
 MAY_DIFFER = (
     "train.output_dir",
@@ -48,21 +51,35 @@ def sole_owner(output_dir: Path) -> Iterator[None]:
     The lock is the operating system's: it goes with the process, however that ends.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(output_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+    with (output_dir / _LOCK).open("a+") as lock:
+        if not _take(lock):
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
             raise UserError(
                 f"Process {owner} is already training in {output_dir}. Two runs in one folder would overwrite each other: wait "
                 f"for it, stop it (kill {owner}), or give another --output-dir."
-            ) from None
-        os.truncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+            )
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
         yield
-    finally:
-        os.close(descriptor)
+
+
+def is_free(output_dir: Path) -> bool:
+    """Whether no process trains in the folder at this moment."""
+    path = output_dir / _LOCK
+    if not path.is_file():
+        return True
+    with path.open("a+") as lock:
+        return _take(lock)
+
+
+def _take(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def set_aside_checkpoints(output_dir: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from study_factory import make_intake
 
 from dinov2.models import build_model_from_cfg
-from dinov2.train.run_folder import sole_owner
+from dinov2.train.run_folder import is_free, sole_owner
 from dinov2.train.train import run
 from dinov2.utils.config import OmegaConf
 from vet_extensions.schema import View
@@ -186,10 +186,13 @@ def test_an_output_folder_with_another_run_is_refused_and_left_alone(undisturbed
 
 
 def test_a_second_process_in_the_same_folder_is_refused_with_the_number_of_the_first(config, intake, tmp_path, capsys):
+    assert is_free(tmp_path / "run")
     with sole_owner(tmp_path / "run"):
+        assert not is_free(tmp_path / "run")
         assert run(arguments(config, intake, tmp_path / "run")) == 2
     assert f"Process {os.getpid()} is already training" in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.yaml").exists()
+    assert is_free(tmp_path / "run")
 
 
 def test_non_finite_loss_stops_before_the_weights_change(config, intake, tmp_path):

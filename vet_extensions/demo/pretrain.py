@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dinov2.train.run_folder import is_free
 from vet_extensions.errors import UserError
 
 POLL_S = 0.5
@@ -48,6 +49,8 @@ class PretrainJob:
 def pretrain(jobs: Sequence[PretrainJob], *, n_workers: int, on_progress: Callable[[int, int], None]) -> None:
     """Run all jobs, `n_workers` at a time; a job that was interrupted before goes on from its newest checkpoint.
 
+    A run that outlived the demo that had started it is waited for: it is doing this very work.
+
     on_progress is called with (steps done, steps in all). Raises `UserError` with the end of a failed run's output.
     """
     n_parallel = max(1, min(n_workers, len(jobs)))
@@ -56,8 +59,8 @@ def pretrain(jobs: Sequence[PretrainJob], *, n_workers: int, on_progress: Callab
     total = sum(job.n_steps for job in jobs)
     try:
         while waiting or running:
-            while waiting and len(running) < n_parallel:
-                job = waiting.pop(0)
+            for job in [job for job in waiting if is_free(job.output_dir)][: n_parallel - len(running)]:
+                waiting.remove(job)
                 running.append((job, _start(job, n_threads)))
             time.sleep(POLL_S)
             on_progress(sum(job.steps_done() for job in jobs), total)
