@@ -1,7 +1,7 @@
 """Weighted k-NN classification on frozen features: `python -m dinov2.eval.knn --config-file ... --pretrained-weights ...`.
 
 Cosine similarities of L2-normalised class tokens; the weights are a softmax over the `max_k` nearest neighbours, of which the
-first k vote (contract 3.9).
+first k vote.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Linear probing of a frozen backbone: `python -m dinov2.eval.linear --config-file ... --pretrained-weights ...`.
 
 A grid of linear heads (learning rate x number of last blocks x average pooling) is trained side by side on the same batches, and
-the validation set chooses the best one (contract 3.9). A run that was stopped goes on with the same command: order and crops of
+the validation set chooses the best one. A run that was stopped goes on with the same command: order and crops of
 the training images depend only on the step, so that it ends with the heads of a run that was never stopped.
 """
 

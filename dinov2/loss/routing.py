@@ -133,7 +133,7 @@ class SameImage:
     """Official DINOv2: two global crops seen by both networks, each the target of the other, and of every local crop.
 
     With n local crops all 2 + 2n cells weigh 1 / (2 + 2n); without local crops the two cells weigh 1/3 each, as official.
-    Source: contract section 3.3; DINOv2 (arXiv 2304.07193).
+    Source: the official train loop; DINOv2 (arXiv 2304.07193).
     """
 
     def __init__(self, config: Mapping[str, Any], n_local: int) -> None:

@@ -90,7 +90,7 @@ def make_batches(cfg: DictConfig, layout: CropLayout, *, start_iteration: int, d
         batch_size=cfg.train.batch_size_per_gpu,
         num_workers=cfg.train.num_workers,
         shuffle=True,
-        # The official sampler is seeded by the start iteration and never advanced (contract 1.5): kept as the default.
+        # The official sampler is seeded by the start iteration and never advanced: kept as the default.
         seed=cfg.train.seed if seeded else start_iteration,
         sampler_type=SamplerType.SEEDED_INFINITE if seeded else SamplerType.SHARDED_INFINITE,
         sampler_advance=start_iteration * cfg.train.batch_size_per_gpu if seeded else 0,

@@ -20,7 +20,7 @@ class Schedules:
 
 
 def build_schedulers(cfg: DictConfig) -> Schedules:
-    """The official schedules (contract 3.7): cosine with linear warm-up; the last layer's rate is 0 while it is frozen."""
+    """The official schedules: cosine with linear warm-up; the last layer's rate is 0 while it is frozen."""
     epoch = cfg.train.OFFICIAL_EPOCH_LENGTH
     total = cfg.optim.epochs * epoch
 

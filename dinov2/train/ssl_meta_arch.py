@@ -72,9 +72,10 @@ class SSLMetaArch(nn.Module):
         self.student = nn.ModuleDict({"backbone": student_backbone, **self._heads(teacher=False)})
         self.teacher = nn.ModuleDict({"backbone": teacher_backbone, **self._heads(teacher=True)})
         self.teacher.requires_grad_(False)
-        self.dino_loss = DINOLoss(self.dino_out_dim)
-        self.koleo_loss = KoLeoLoss()
-        self.ibot_patch_loss = iBOTPatchLoss(self.ibot_out_dim)
+        subtract_max = cfg.train.sinkhorn_subtract_max
+        self.dino_loss = DINOLoss(self.dino_out_dim, sinkhorn_subtract_max=subtract_max)
+        self.koleo_loss = KoLeoLoss(cast_to_fp32=cfg.dino.koleo_in_fp32)
+        self.ibot_patch_loss = iBOTPatchLoss(self.ibot_out_dim, sinkhorn_subtract_max=subtract_max)
 
         self._pixel_mean, self._pixel_std = (list(cfg.augmentation[k]) for k in ("mean", "std"))
         self.fp16_scaler: torch.amp.GradScaler | None = None
@@ -88,8 +89,8 @@ class SSLMetaArch(nn.Module):
             raise UserError(f"train.centering is '{self.cfg.train.centering}'. Allowed: centering, sinkhorn_knopp.")
         if self.cfg.dino.centering_per_group and self.cfg.train.centering != "sinkhorn_knopp":
             raise UserError(
-                "dino.centering_per_group balances prototypes within view groups and needs train.centering=sinkhorn_knopp; "
-                f"got '{self.cfg.train.centering}'."
+                "dino.centering_per_group balances prototypes within each group of teacher crops and needs "
+                f"train.centering=sinkhorn_knopp; got '{self.cfg.train.centering}'."
             )
         if self.do_ibot and self.router.layout.n_shared == 0:
             raise UserError(
@@ -135,7 +136,7 @@ class SSLMetaArch(nn.Module):
     def forward_backward(self, images: Mapping[str, Any], teacher_temp: float) -> dict[str, Tensor]:
         """One forward and backward pass; gradients are left on the student's parameters.
 
-        images: a batch of `dinov2.data.collate_data_and_cast`. Returns the displayed losses (contract 3.3), detached.
+        images: a batch of `dinov2.data.collate_data_and_cast`. Returns the displayed losses, detached (see `_losses`).
         """
         batch = self._on_device(images)
         slots = self._slots(batch)
@@ -252,10 +253,10 @@ class SSLMetaArch(nn.Module):
         if masked is not None:
             patches = self.student["ibot_head"](masked) if self.ibot_separate_head else logits[2]
         return StudentOutputs(
-            global_cls=logits[1].view(n_global, batch_size, -1),
-            local_cls=logits[0].view(n_local, batch_size, -1),
+            global_cls=logits[1].unflatten(0, (n_global, batch_size)),
+            local_cls=logits[0].unflatten(0, (n_local, batch_size)),
             patches=patches,
-            global_tokens=global_cls.view(n_global, batch_size, -1),
+            global_tokens=global_cls.unflatten(0, (n_global, batch_size)),
         )
 
     @staticmethod
@@ -268,7 +269,7 @@ class SSLMetaArch(nn.Module):
     def _losses(
         self, batch: Mapping[str, Any], slots: CropSlots, targets: TeacherTargets, student: StudentOutputs
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The optimised loss, and the official displayed ones (contract 3.3: KoLeo and iBOT are shown halved)."""
+        """The optimised loss, and the official displayed ones, in which KoLeo and iBOT are halved."""
         loss = student.global_tokens.new_zeros((), dtype=torch.float32)
         displayed: dict[str, Tensor] = {}
         if self.do_dino:
@@ -319,7 +320,7 @@ class SSLMetaArch(nn.Module):
         return self
 
     def get_maybe_fused_params_for_submodel(self, m: nn.Module) -> list[dict[str, Any]]:
-        """Parameter groups of one sub-module: layer-wise rate decay and weight-decay exemptions (contract 3.7)."""
+        """Parameter groups of one sub-module: layer-wise rate decay and weight-decay exemptions."""
         groups = get_params_groups_with_decay(
             m,
             lr_decay_rate=self.cfg.optim.layerwise_decay,

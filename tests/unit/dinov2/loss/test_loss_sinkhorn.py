@@ -14,7 +14,7 @@ def make_logits(n=24, k=10, seed=0):
 
 
 def official_arithmetic(logits, temp, n_iterations=3):
-    """The steps of the contract, 3.2, with all their divisions."""
+    """The official steps, with all their divisions."""
     q = torch.exp(logits.double() / temp).T
     k, b = q.shape
     q = q / q.sum()
