@@ -111,8 +111,6 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on besides the configuration and the data."""
         scaler = self.model.fp16_scaler
-        self.model.dino_loss.apply_center_update()
-        self.model.ibot_patch_loss.apply_center_update()
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -1,7 +1,8 @@
 """Which two images of a study make a training pair; called by the study data set."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
 
 import numpy as np
 
@@ -40,16 +41,14 @@ def draw_pair(views: Sequence[View], policy: str, rng: np.random.Generator) -> t
     return first, partners[int(rng.integers(len(partners)))]
 
 
-def pair_kinds(studies: Sequence[Sequence[View]], policy: str) -> Counter[str]:
-    """How many studies offer each kind of pair ("LATERAL_LEFT + VD"), and how many none ("single image"), for the log."""
+def pair_kinds(compositions: Iterable[tuple[Sequence[View], int]], policy: str) -> Counter[str]:
+    """How many studies offer each kind of pair ("LATERAL_LEFT + VD"), and how many none ("single image"), for the log.
+
+    compositions: the views of a study, and how many studies have just these.
+    """
     allowed = PAIRINGS[policy]
     kinds: Counter[str] = Counter()
-    for views in studies:
-        found = {
-            " + ".join(sorted((views[i], views[j])))
-            for i in range(len(views))
-            for j in range(i + 1, len(views))
-            if allowed(views[i], views[j])
-        }
-        kinds.update(found or {"single image"})
+    for views, n_studies in compositions:
+        found = {" + ".join(sorted((a, b))) for a, b in combinations(views, 2) if allowed(a, b)}
+        kinds.update(dict.fromkeys(found or {"single image"}, n_studies))
     return kinds

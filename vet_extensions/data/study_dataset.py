@@ -1,7 +1,7 @@
 """`VetStudies`: a training data set whose samples are studies, read from an intake folder."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,18 +62,23 @@ class MultiViewStudyDataset(torch.utils.data.Dataset):
         self._reader = ShardReader(Path(root))
         self._rows = manifest.row_index
         self._offsets = manifest.study_offsets
-        self._views = manifest.views
-        self._log_pairs(root, split)
+        # One byte an image: workers get a copy, and archives have millions of images.
+        names, codes = np.unique(manifest.views, return_inverse=True)
+        self._view_names, self._view_codes = [View(name) for name in names], codes.astype(np.uint8)
+        kinds = pair_kinds(self._compositions(), pairing).most_common()
+        shown = ", ".join(f"{kind}: {n}" for kind, n in kinds)
+        logger.info("VetStudies split %s: %d studies; pairs offered under '%s': %s", split, len(self), pairing, shown)
 
-    def _log_pairs(self, root: str, split: str) -> None:
-        studies = [self._views_of(i) for i in range(len(self))]
-        kinds = ", ".join(f"{kind}: {n}" for kind, n in pair_kinds(studies, self.pairing).most_common())
-        logger.info(
-            "VetStudies split %s: %d studies; pairs offered under '%s': %s", split, len(self), self.pairing, kinds
-        )
+    def _compositions(self) -> Iterator[tuple[list[View], int]]:
+        """Every combination of views that a study has, and how many studies have it."""
+        n_of_view = np.zeros((len(self), len(self._view_names)), dtype=np.uint16)
+        studies = np.repeat(np.arange(len(self)), np.diff(self._offsets))
+        np.add.at(n_of_view, (studies, self._view_codes), 1)
+        for row, n_studies in zip(*np.unique(n_of_view, axis=0, return_counts=True)):
+            yield [view for view, n in zip(self._view_names, row) for _ in range(n)], int(n_studies)
 
     def _views_of(self, study: int) -> list[View]:
-        return [View(v) for v in self._views[self._offsets[study] : self._offsets[study + 1]]]
+        return [self._view_names[code] for code in self._view_codes[self._offsets[study] : self._offsets[study + 1]]]
 
     def __len__(self) -> int:
         return len(self._offsets) - 1

@@ -34,10 +34,10 @@ def test_a_study_without_a_pair_gives_one_image():
 
 
 def test_kinds_of_pairs_are_counted_per_study():
-    assert pair_kinds([[LL, VD], [LL], [LL, LR, VD]], "different_family") == {
-        "LATERAL_LEFT + VD": 2,
+    assert pair_kinds([([LL, VD], 5), ([LL], 3), ([LL, LR, VD], 1)], "different_family") == {
+        "LATERAL_LEFT + VD": 6,
         "LATERAL_RIGHT + VD": 1,
-        "single image": 1,
+        "single image": 3,
     }
 
 
