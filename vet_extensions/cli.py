@@ -240,12 +240,14 @@ def export(
 
 @app.command(epilog="Example: vetdino demo --quick --out demo-quick")
 def demo(
-    out: Annotated[Path | None, typer.Option(help="Folder to write [default: demo, or demo-quick].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write (demo, or demo-quick).")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="One seed and fewer studies: about 3 minutes on 2 cores.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the synthetic archive and of the training runs.")] = 0,
-    workers: Workers = 2,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes at a time (one a core, at most 4).")
+    ] = None,
 ) -> None:
     """Run the whole way on synthetic studies: DICOM, intake, two pre-training arms, evaluation, export, report.html."""
     from vet_extensions.demo import run_demo

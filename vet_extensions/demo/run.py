@@ -19,6 +19,8 @@ from vet_extensions.progress import Progress, Stages
 from vet_extensions.schema import IntakeFolder
 
 N_STAGES = 7
+MAX_WORKERS = 4
+"""As many as there are pre-training runs; the networks are too small to gain from more threads each."""
 CURVE_BANK = 800
 """Training images that a k-NN curve searches; a part of them keeps the curve cheap, and its level is not a result."""
 SALT = "vetdino demo: synthetic patients"
@@ -118,11 +120,11 @@ class Demo:
 
 
 def run_demo(out: Path, *, quick: bool = False, seed: int = 0, n_workers: int | None = None) -> Path:
-    """Run every stage and return the path of `report.html`. n_workers: processes at a time, all cores by default."""
+    """Run every stage and return the path of `report.html`. n_workers: processes at a time; by default one a core, at most 4."""
     from vet_extensions.demo.gather import report_inputs
     from vet_extensions.evaluation.suite import knn_curve, load_suite, run_suite
 
-    demo = Demo(out, QUICK if quick else FULL, seed=seed, n_workers=n_workers or os.cpu_count() or 1)
+    demo = Demo(out, QUICK if quick else FULL, seed=seed, n_workers=n_workers or min(os.cpu_count() or 1, MAX_WORKERS))
     demo.make_archive()
     intake_summary = demo.take_in()
     runs = demo.pretrain()

@@ -153,9 +153,9 @@ def test_demo_writes_into_a_folder_named_after_its_size(monkeypatch: pytest.Monk
     calls = Calls()
     put_module(monkeypatch, "vet_extensions.demo", run_demo=calls)
     assert run("demo", "--quick").exit_code == 0
-    assert calls == {"args": (Path("demo-quick"),), "quick": True, "seed": 0, "n_workers": 2}
-    assert run("demo", "--out", "elsewhere", "--seed", "4").exit_code == 0
-    assert calls == {"args": (Path("elsewhere"),), "quick": False, "seed": 4, "n_workers": 2}
+    assert calls == {"args": (Path("demo-quick"),), "quick": True, "seed": 0, "n_workers": None}
+    assert run("demo", "--out", "elsewhere", "--seed", "4", "--workers", "3").exit_code == 0
+    assert calls == {"args": (Path("elsewhere"),), "quick": False, "seed": 4, "n_workers": 3}
 
 
 def test_phantom_counts_its_studies_and_prints_the_summary(monkeypatch: pytest.MonkeyPatch) -> None:
