@@ -27,7 +27,7 @@ from dinov2.train.run_folder import claim_output_dir, set_aside_checkpoints, sol
 from dinov2.train.schedules import Schedules, apply_optim_scheduler, build_schedulers
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 from dinov2.utils.config import setup, write_config
-from dinov2.utils.device import resolve_device
+from dinov2.utils.device import cpu_threads, resolve_device
 from dinov2.utils.errors import UserError
 
 logger = logging.getLogger("dinov2")
@@ -251,13 +251,11 @@ def main(args: argparse.Namespace) -> dict[str, float]:
             "Start it without torchrun or with --nproc-per-node 1."
         )
     cfg = setup(args, before_writing=claim_output_dir)
-    with sole_owner(Path(cfg.train.output_dir)):
+    with sole_owner(Path(cfg.train.output_dir)), cpu_threads(cfg.train.cpu_threads):
         if args.no_resume:
             set_aside_checkpoints(Path(cfg.train.output_dir))
         write_config(cfg, cfg.train.output_dir)
         logger.info("configuration:\n%s", OmegaConf.to_yaml(cfg))
-        if cfg.train.cpu_threads > 0:
-            torch.set_num_threads(cfg.train.cpu_threads)
         model = SSLMetaArch(cfg).to(resolve_device(cfg.train.device))
         logger.info("loss routing:\n%s", model.router.describe())
         if args.eval_only:

@@ -1,5 +1,8 @@
 """Where torch computes, from the name in a configuration or on a command line."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from dinov2.utils.errors import UserError
@@ -19,3 +22,18 @@ def resolve_device(name: str, *, key: str = "train.device") -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"{key} is '{name}', but torch sees no CUDA device. Use auto or cpu.")
     return device
+
+
+@contextmanager
+def cpu_threads(n_threads: int) -> Iterator[None]:
+    """Let torch compute on this many CPU threads inside the block; 0 leaves its own choice.
+
+    Put back afterwards, because the last bits of a result depend on it.
+    """
+    before = torch.get_num_threads()
+    if n_threads > 0:
+        torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

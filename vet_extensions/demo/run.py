@@ -121,33 +121,38 @@ class Demo:
 
 def run_demo(out: Path, *, quick: bool = False, seed: int = 0, n_workers: int | None = None) -> Path:
     """Run every stage and return the path of `report.html`. n_workers: processes at a time; by default one a core, at most 4."""
-    from vet_extensions.demo.gather import report_inputs
-    from vet_extensions.evaluation.suite import knn_curve, load_suite, run_suite
+    from dinov2.utils.device import cpu_threads
 
     demo = Demo(out, QUICK if quick else FULL, seed=seed, n_workers=n_workers or min(os.cpu_count() or 1, MAX_WORKERS))
     demo.make_archive()
     intake_summary = demo.take_in()
     runs = demo.pretrain()
-    set_threads(demo.n_workers)
-    suite = load_suite(suite_path())
-    suite = demo.plan.shorten(suite)
+    # Judging runs in this process and may have the cores that the pre-training runs have left.
+    with cpu_threads(demo.n_workers):
+        return judge(demo, runs, intake_summary)
+
+
+def judge(demo: Demo, runs: list[Path], intake_summary: dict[str, Any]) -> Path:
+    """Evaluation, curves, exports and the report of finished runs; returns the report's path."""
+    from vet_extensions.analysis.report import write_report
+    from vet_extensions.demo.gather import report_inputs
+    from vet_extensions.evaluation.suite import knn_curve, load_suite, run_suite
+
+    suite = demo.plan.shorten(load_suite(suite_path()))
+    folder = demo.out / "evaluation"
     with demo.stage("evaluation: k-NN and linear probe, with controls", unit="images") as progress:
-        results = run_suite(runs, demo.intake, suite, out / "evaluation", on_progress=progress)
+        results = run_suite(runs, demo.intake, suite, folder, on_progress=progress)
     curves: dict[Path, list[tuple[int, float]]] = {}
     with demo.stage("k-NN curves on the validation split", total=len(runs), unit="runs") as progress:
         for run in runs:
-            curves[run] = knn_curve(
-                run, demo.intake, suite, cache_dir=out / "evaluation" / "features", max_bank_images=CURVE_BANK
-            )
+            curves[run] = knn_curve(run, demo.intake, suite, cache_dir=folder / "features", max_bank_images=CURVE_BANK)
             progress.advance()
     exports = export_runs(demo, runs)
     with demo.stage("report"):
-        from vet_extensions.analysis.report import write_report
-
         inputs = report_inputs(
             demo, runs, results=results, curves=curves, exports=exports, intake_summary=intake_summary
         )
-        return write_report(inputs, out / "report.html")
+        return write_report(inputs, demo.out / "report.html")
 
 
 def export_runs(demo: Demo, runs: list[Path]) -> list[dict[str, Any]]:
@@ -170,10 +175,3 @@ def export_runs(demo: Demo, runs: list[Path]) -> list[dict[str, Any]]:
             )
             progress.advance()
     return rows
-
-
-def set_threads(n_workers: int) -> None:
-    """Evaluation runs in this process: give torch the cores that the pre-training runs have left."""
-    import torch
-
-    torch.set_num_threads(n_workers)
