@@ -7,7 +7,6 @@ A folder is written under a temporary name, flushed to disk and renamed. On star
 a damaged one is named in the log and the one before it taken.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from dinov2.utils.files import file_sha256
 
 logger = logging.getLogger("dinov2")
 
@@ -47,7 +48,7 @@ class Checkpointer:
             "format_version": FORMAT_VERSION,
             "iteration": iteration,
             "size_bytes": (temporary / _STATE).stat().st_size,
-            "sha256": _sha256(temporary / _STATE),
+            "sha256": file_sha256(temporary / _STATE),
             **(facts or {}),
         }
         (temporary / _META).write_text(json.dumps(meta, indent=2) + "\n")
@@ -91,14 +92,9 @@ class Checkpointer:
             return f"{_META} or {_STATE} is missing or unreadable: {type(error).__name__}"
         if found != size:
             return f"{_STATE} has {found} bytes, {size} were written"
-        if _sha256(folder / _STATE) != digest:
+        if file_sha256(folder / _STATE) != digest:
             return f"the SHA-256 of {_STATE} differs from the one written"
         return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

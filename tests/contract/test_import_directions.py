@@ -89,7 +89,7 @@ FLOOR = {"dinov2.utils.errors", "dinov2.utils.registry"}
 ONLY = {
     ("vet_extensions.data", "dinov2.loss"): {"dinov2.loss.routing"},
     ("vet_extensions.routing", "dinov2.loss"): {"dinov2.loss.routing"},
-    ("vet_extensions.export", "dinov2.eval"): {"dinov2.eval.setup"},
+    ("vet_extensions.export", "dinov2.eval"): {"dinov2.eval.setup", "dinov2.eval.run_folder"},
     ("vet_extensions.analysis", "vet_extensions.evaluation"): {"vet_extensions.evaluation.features"},
 }
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
 
+from dinov2.eval.run_folder import find_run, preprocessing_of
 from dinov2.loss.routing import CropLayout, build_router
 from dinov2.utils.plugins import load_plugins
 from vet_extensions.analysis.attention import cls_attention, overlay
@@ -16,7 +16,7 @@ from vet_extensions.analysis.components import foreground_by_intensity, joint_co
 from vet_extensions.analysis.curves import RunCurves, read_training_metrics
 from vet_extensions.analysis.report import CropPanel, PicturePanel, ReportInputs
 from vet_extensions.data import StudySample, paired_views
-from vet_extensions.evaluation.features import load_backbone, network_input, prepare_image, preprocessing_of
+from vet_extensions.evaluation.features import load_backbone, network_input, prepare_image
 from vet_extensions.evaluation.results import Result
 from vet_extensions.manifest import Manifest
 from vet_extensions.schema import Split, View
@@ -42,7 +42,7 @@ def report_inputs(
 ) -> ReportInputs:
     """Everything that `analysis.report.write_report` takes."""
     studies = sample_studies(demo.intake, n_studies=N_SAMPLE_STUDIES)
-    first_of_arm = {read_config(run).routing.name: run for run in reversed(runs)}
+    first_of_arm = {find_run(run)[1].routing.name: run for run in reversed(runs)}
     arms = dict(reversed(first_of_arm.items()))
     images = {
         f"study {i + 1}, {view}": image
@@ -79,13 +79,6 @@ def _what(result: Result) -> dict[str, str]:
     return {"level": result.level, "group": result.group, "protocol": result.protocol, "metric": result.metric}
 
 
-def read_config(run: Path) -> DictConfig:
-    """The resolved configuration of a run."""
-    config = OmegaConf.load(run / "config.yaml")
-    assert isinstance(config, DictConfig), "config.yaml is a mapping"
-    return config
-
-
 def sample_studies(intake_root: Path, *, n_studies: int) -> list[StudySample]:
     """The first two images of the first test studies that have two."""
     manifest = Manifest.open(intake_root).select(split=Split.TEST)
@@ -104,7 +97,7 @@ def sample_studies(intake_root: Path, *, n_studies: int) -> list[StudySample]:
 
 def crop_panel(arm: str, run: Path, study: StudySample) -> CropPanel:
     """The crops of one study exactly as the arm's networks see them, with the routing table of the run."""
-    config = read_config(run)
+    config = find_run(run)[1]
     load_plugins(config.plugins)
     router = build_router(config.routing, config.crops.local_crops_number)
     crops = paired_views(config, router.layout)(study)
@@ -126,7 +119,7 @@ def _labelled(crops: Mapping[str, Any], layout: CropLayout) -> list[tuple[str, n
 
 def run_curves(run: Path, knn: Sequence[tuple[int, float]]) -> RunCurves:
     """The logged metrics of a run and its k-NN curve."""
-    config = read_config(run)
+    config = find_run(run)[1]
     return RunCurves(
         arm=config.routing.name,
         seed=config.train.seed,

@@ -20,21 +20,19 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from dinov2.eval.run_folder import find_run, iteration_of, preprocessing_of
 from dinov2.models import build_model_from_cfg
+from dinov2.utils.files import file_sha256
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.features import (
+    HASH_DIGITS,
     FeatureCache,
     Features,
     OnProgress,
     PixelsSource,
     embed,
-    file_hash,
-    find_checkpoint,
-    iteration_of,
     load_backbone,
     prepare_image,
-    preprocessing_of,
-    read_config,
     short_hash,
 )
 from vet_extensions.evaluation.probes import Archive
@@ -76,8 +74,7 @@ def trained_subjects(
     """
     subjects, seen = [], Counter()
     for run in runs:
-        path, config_path = find_checkpoint(run)
-        run_config = read_config(config_path)
+        path, run_config = find_run(run)
         arm = str(OmegaConf.select(run_config, "routing.name", default="same_image"))
         seed = int(OmegaConf.select(run_config, "train.seed", default=0))
         seen[arm, seed] += 1
@@ -88,7 +85,7 @@ def trained_subjects(
                 arm=arm,
                 seed=seed,
                 iteration=iteration_of(path),
-                checkpoint_hash=file_hash(path),
+                checkpoint_hash=file_sha256(path)[:HASH_DIGITS],
                 architecture=architecture_of(run_config, config),
                 compute=partial(embed_checkpoint, path, archive, config, cache=cache, device=device),
             )
@@ -112,7 +109,7 @@ def control_subjects(
     if RANDOM_INIT in config.controls:
         wanted: dict[tuple[str, int], DictConfig] = {}
         for run in runs:
-            run_config = read_config(find_checkpoint(run)[1])
+            _, run_config = find_run(run)
             seed = int(OmegaConf.select(run_config, "train.seed", default=0))
             wanted.setdefault((architecture_of(run_config, config), seed), run_config)
         names = list(dict.fromkeys(architecture for architecture, _ in wanted))
@@ -145,9 +142,9 @@ def embed_checkpoint(
     rows: NDArray[np.integer] | None = None,
 ) -> NDArray[np.float32]:
     """Features [n, D] of a teacher checkpoint for the images `rows` of the archive (None: all), preprocessed as its run was."""
-    run_config = read_config(find_checkpoint(checkpoint)[1])
+    _, run_config = find_run(checkpoint)
     return _embed_cached(
-        lambda: load_backbone(checkpoint)[0], file_hash(checkpoint), run_config, archive, config, on_progress,
+        lambda: load_backbone(checkpoint)[0], file_sha256(checkpoint)[:HASH_DIGITS], run_config, archive, config, on_progress,
         cache=cache, device=device, rows=rows,
     )  # fmt: skip
 

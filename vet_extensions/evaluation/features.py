@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,17 +20,19 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from dinov2.data.transforms import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from dinov2.eval.run_folder import find_run
 from dinov2.models import build_model_from_cfg
 from dinov2.utils.utils import read_checkpoint
 from vet_extensions.errors import UserError
 
 logger = logging.getLogger("vet_extensions")
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+HASH_DIGITS = 16
+"""Digits of a SHA-256 that name a checkpoint or a setting in results and caches."""
 TOKENS = ("cls", "cls+mean_patch")
 
 OnProgress = Callable[[int, int], None]
@@ -93,8 +94,8 @@ def embed(
     image_size_px: int,
     row_index: NDArray[np.integer] | None = None,
     batch_size: int = 64,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+    std: Sequence[float] = IMAGENET_DEFAULT_STD,
     device: torch.device | str = "cpu",
     amp_dtype: torch.dtype | None = None,
     tokens: str = "cls",
@@ -132,91 +133,18 @@ def embed(
     return Features(cls=cls, row_index=rows.astype(np.int64))
 
 
-def list_checkpoints(run_dir: str | Path) -> list[tuple[int, Path]]:
-    """(iteration, path) of every `eval/training_<iteration>/teacher_checkpoint.pth` of a run, in order of iteration."""
-    found = []
-    for path in Path(run_dir).glob("eval/training_*/teacher_checkpoint.pth"):
-        iteration = iteration_of(path)
-        if iteration is not None:
-            found.append((iteration, path))
-    return sorted(found)
-
-
-def iteration_of(checkpoint: Path) -> int | None:
-    """The iteration in the name of a checkpoint's folder; None if it has none."""
-    match = re.fullmatch(r"training_(\d+)", checkpoint.parent.name)
-    return int(match.group(1)) if match else None
-
-
-def find_checkpoint(run_dir_or_checkpoint: str | Path) -> tuple[Path, Path]:
-    """(checkpoint, config.yaml) of a run folder (its newest teacher checkpoint) or of one given checkpoint file.
-
-    A checkpoint's config.yaml is looked for beside it, then in the run folder above `eval/training_<iteration>/`.
-    """
-    given = Path(run_dir_or_checkpoint)
-    if given.is_dir():
-        checkpoints = list_checkpoints(given)
-        if not checkpoints:
-            raise UserError(
-                f"'{given.name}' holds no eval/training_<iteration>/teacher_checkpoint.pth. Give the output folder of a "
-                "training run that has reached evaluation.eval_period_iterations, or a checkpoint file."
-            )
-        checkpoint, configs = checkpoints[-1][1], [given / "config.yaml"]
-    elif given.is_file():
-        checkpoint, configs = given, [given.parent / "config.yaml", *(p / "config.yaml" for p in given.parents[2:3])]
-    else:
-        raise UserError(
-            f"'{given.name}' does not exist. Give the output folder of a training run, or a checkpoint file."
-        )
-    config = next((path for path in configs if path.is_file()), None)
-    if config is None:
-        raise UserError(
-            f"There is no config.yaml for '{checkpoint.name}'. It tells how to build the model: put the run's config.yaml "
-            "beside the checkpoint, or give the run folder."
-        )
-    return checkpoint, config
-
-
-def read_config(path: Path) -> DictConfig:
-    """A run's config.yaml; raises `UserError` where it is not one."""
-    try:
-        config = OmegaConf.load(path)
-    except Exception as error:
-        raise UserError(
-            f"'{path.name}' is no readable YAML ({type(error).__name__}). Give the config.yaml of a run."
-        ) from error
-    if not isinstance(config, DictConfig) or "student" not in config or "crops" not in config:
-        raise UserError(
-            f"'{path.name}' lacks the sections student and crops. Give the config.yaml that a training run wrote."
-        )
-    return config
-
-
 def load_backbone(run_dir_or_checkpoint: str | Path) -> tuple[nn.Module, DictConfig]:
     """The teacher's backbone of a run folder (newest checkpoint) or of one checkpoint, in evaluation mode, and its config."""
-    checkpoint, config_path = find_checkpoint(run_dir_or_checkpoint)
-    config = read_config(config_path)
+    checkpoint, config = find_run(run_dir_or_checkpoint)
     backbone, _ = build_model_from_cfg(config, only_teacher=True)
     content = read_checkpoint(checkpoint)
     backbone.load_state_dict(_backbone_state(content, backbone, name=checkpoint.name), strict=True)
     return backbone.eval(), config
 
 
-def preprocessing_of(config: DictConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) that the run normalised its crops with; ImageNet's, as official, where the config does not say."""
-    section = config.get("augmentation") or {}
-    return tuple(section.get("mean", IMAGENET_MEAN)), tuple(section.get("std", IMAGENET_STD))
-
-
-def file_hash(path: Path) -> str:
-    """First 16 hex digits of a file's SHA-256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
 def short_hash(value: Any) -> str:
-    """First 16 hex digits of the SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    """First hex digits of the SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:HASH_DIGITS]
 
 
 class FeatureCache:

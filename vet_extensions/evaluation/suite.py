@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dinov2.eval.run_folder import list_checkpoints
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.controls import (
     RANDOM_INIT,
@@ -26,7 +27,7 @@ from vet_extensions.evaluation.controls import (
     embed_checkpoint,
     trained_subjects,
 )
-from vet_extensions.evaluation.features import FeatureCache, OnProgress, list_checkpoints, short_hash
+from vet_extensions.evaluation.features import FeatureCache, OnProgress, short_hash
 from vet_extensions.evaluation.metrics import AUROC, METRICS, label_metrics, macro
 from vet_extensions.evaluation.probes import (
     Archive,

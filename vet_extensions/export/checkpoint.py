@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
+from dinov2.eval.run_folder import find_checkpoint, preprocessing_of, read_config
 from dinov2.models.pos_embed import interpolate_grid, resample_pos_embed, square_grid
 from dinov2.models.state_dicts import dechunk_state_dict
 from dinov2.models.vision_transformer import DinoVisionTransformer
@@ -38,9 +39,6 @@ from vet_extensions.export.parity import (
 __all__ = ["ExportReport", "export_hub", "load_hub_file"]
 
 logger = logging.getLogger("vet_extensions")
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,8 @@ def export_hub(
     can mend, and `parity.ParityError` for a file that does not compute what the teacher does, which is left as `<name>.failed`.
     """
     source, out_path = Path(source), Path(out_path)
-    checkpoint, config = _find(source)
+    checkpoint, config_path = find_checkpoint(source)
+    config = None if config_path is None else read_config(config_path, sections=("student",))
     source_sha256 = file_sha256(checkpoint)
     _refuse_to_replace(out_path, source_sha256)
     state = _read_backbone(checkpoint)
@@ -133,37 +132,6 @@ def export_hub(
 
 
 # ------------------------------------------------------------------------------------------------ reading the source
-
-
-def _find(source: Path) -> tuple[Path, DictConfig | None]:
-    """The teacher checkpoint and the run's configuration, None where a single file came without one."""
-    if source.is_dir():
-        found = {
-            int(match[1]): path
-            for path in source.glob("eval/training_*/teacher_checkpoint.pth")
-            if (match := re.fullmatch(r"training_(\d+)", path.parent.name))
-        }
-        if not found:
-            raise UserError(
-                f"'{source.name}' holds no eval/training_<iteration>/teacher_checkpoint.pth. Give the output folder of a "
-                "run that has reached evaluation.eval_period_iterations, or a teacher_checkpoint.pth."
-            )
-        checkpoint, places = found[max(found)], [source]
-    elif source.is_file():
-        checkpoint, places = source, [source.parent, *source.resolve().parents[2:3]]
-    else:
-        raise UserError(
-            f"'{source.name}' does not exist. Give the output folder of a run, or a teacher_checkpoint.pth."
-        )
-    config_path = next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)
-    if config_path is None:
-        return checkpoint, None
-    config = OmegaConf.load(config_path)
-    if not isinstance(config, DictConfig) or "student" not in config:
-        raise UserError(
-            f"'{config_path.name}' has no section student. Give the config.yaml that the training run wrote."
-        )
-    return checkpoint, config
 
 
 def _read_backbone(checkpoint: Path) -> dict[str, Tensor]:
@@ -242,12 +210,12 @@ def _load(model: DinoVisionTransformer, state: dict[str, Tensor]) -> None:
 
 def _preprocessing(config: DictConfig | None) -> dict[str, Any]:
     """How an image becomes the network's input."""
-    augmentation: Any = config.get("augmentation") or {} if config is not None else {}
+    mean, std = preprocessing_of(config)
     return {
         "scale": "grey values from 0 (black) to 1 (white)",
         "grey_to_rgb": "the grey channel three times",
-        "mean": [float(v) for v in augmentation.get("mean", IMAGENET_MEAN)],
-        "std": [float(v) for v in augmentation.get("std", IMAGENET_STD)],
+        "mean": list(mean),
+        "std": list(std),
     }
 
 

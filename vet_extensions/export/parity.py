@@ -7,7 +7,6 @@ Shape legend: B images of S x S pixels, N patches, D channels.
 """
 
 import argparse
-import hashlib
 import json
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from torch import Tensor
 import vet_extensions
 from dinov2.models import vision_transformer
 from dinov2.models.vision_transformer import DinoVisionTransformer
+from dinov2.utils.files import file_sha256
 from vet_extensions.errors import UserError
 
 SIDECAR_FORMAT = "vet-dino backbone"
@@ -153,12 +153,6 @@ class ParityReport:
 def sidecar_path(path: Path) -> Path:
     """The JSON file beside an exported file that says how to build its model."""
     return path.with_suffix(".json")
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_sidecar(path: Path) -> dict:

@@ -9,13 +9,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dinov2.configs import dinov2_default_config
+from dinov2.eval.run_folder import list_checkpoints
 from dinov2.models import build_model_from_cfg
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.features import (
     FeatureCache,
     Features,
     embed,
-    list_checkpoints,
     load_backbone,
     prepare_image,
 )
