@@ -1,12 +1,26 @@
-"""What the rest of the code asks about the process group: ranks, sizes, and sums that do nothing in a single process.
+"""What the rest of the code asks of the process group: ranks, sizes and collectives that do nothing in a single process.
 
-The only file that reads the launcher's environment variables.
+`enable` makes the group from the launcher's variables (`launch`): gloo for tensors on the CPU, NCCL for those on CUDA devices.
+A single process needs no group and gets none.
 """
 
-import os
+import datetime
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from dinov2.distributed.launch import Launch, announce, find_launch, withdraw
+
+logger = logging.getLogger("dinov2")
+
+TIMEOUT = datetime.timedelta(minutes=30)
+"""How long a collective waits for a process that does not come, before the run ends with an error."""
+
+_launch: Launch | None = None
 
 
 def is_enabled() -> bool:
@@ -26,12 +40,12 @@ def get_global_rank() -> int:
 
 def get_local_rank() -> int:
     """Rank of this process on its machine; 0 without a process group."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if is_enabled() else 0
+    return _launch.local_rank if is_enabled() and _launch is not None else 0
 
 
 def get_local_size() -> int:
     """Number of processes on this machine; 1 without a process group."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_enabled() else 1
+    return _launch.local_world_size if is_enabled() and _launch is not None else 1
 
 
 def is_main_process() -> bool:
@@ -40,14 +54,124 @@ def is_main_process() -> bool:
 
 
 def launched_world_size() -> int:
-    """How many processes the launcher (torchrun or SLURM step) started, 1 when there is none."""
-    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 1
+    """How many processes the launcher (torchrun or a SLURM step) started, 1 when there is none."""
+    return find_launch().world_size
+
+
+def enable(
+    *,
+    set_cuda_current_device: bool = True,
+    overwrite: bool = False,
+    allow_nccl_timeout: bool = False,
+) -> None:
+    """Join the processes that the launcher started; alone, only take note of that.
+
+    set_cuda_current_device: make the local rank's CUDA device the current one.
+    overwrite: announce this process's place under torchrun's names even where some of them are set (as official).
+    allow_nccl_timeout: taken for the sake of official callers; torch now always ends a collective that hangs.
+
+    Calling it again raises RuntimeError until `disable` was called. `print` is left alone, unlike in the official code.
+    """
+    global _launch
+    if _launch is not None:
+        raise RuntimeError("The process group is already enabled. Call dinov2.distributed.disable() first.")
+    launch = find_launch()
+    if launch.world_size > 1:
+        use_cuda = torch.cuda.is_available()
+        if use_cuda and set_cuda_current_device:
+            torch.cuda.set_device(launch.local_rank % torch.cuda.device_count())
+        if overwrite or launch.launcher != "torchrun":
+            announce(launch)
+        store, rank, world_size = next(dist.rendezvous("env://", rank=launch.rank, world_size=launch.world_size))
+        dist.init_process_group(
+            # Object collectives and checkpoints use tensors on the CPU, also beside NCCL.
+            backend="cpu:gloo,cuda:nccl" if use_cuda else "gloo",
+            # After a restart by torchrun the store still holds the addresses of the processes that died.
+            store=dist.PrefixStore(f"attempt{launch.attempt}", store),
+            rank=rank,
+            world_size=world_size,
+            timeout=TIMEOUT,
+        )
+        dist.barrier()
+    _launch = launch
+
+
+def disable() -> None:
+    """Leave the process group, if there is one. A later `enable` makes a new one."""
+    global _launch
+    if is_enabled():
+        dist.destroy_process_group()
+    if _launch is not None and _launch.launcher == "slurm":
+        withdraw()
+    _launch = None
+
+
+def ensure() -> None:
+    """`enable`, unless that has been done."""
+    if _launch is None:
+        enable(overwrite=True)
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """`enable` for the length of a block; inside another session nothing is done, so that entry points can call each other."""
+    if _launch is not None:
+        yield
+        return
+    enable(overwrite=True)
+    try:
+        yield
+    finally:
+        disable()
+
+
+def barrier() -> None:
+    """Wait for every process."""
+    if get_global_size() > 1:
+        dist.barrier()
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> None:
     """Sum over all processes, in place; nothing to do in a single process."""
     if get_global_size() > 1:
         dist.all_reduce(tensor)
+
+
+def all_reduce_max(tensor: torch.Tensor) -> None:
+    """Element-wise maximum over all processes, in place; nothing to do in a single process."""
+    if get_global_size() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+
+
+def all_gather(tensor: torch.Tensor) -> torch.Tensor:
+    """[n, ...] of every process -> [sum of n, ...], in the order of ranks; n may differ. Not differentiable."""
+    size = get_global_size()
+    if size == 1:
+        return tensor
+    lengths = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(size)]
+    dist.all_gather(lengths, torch.tensor([len(tensor)], device=tensor.device))
+    longest = max(int(n) for n in lengths)
+    padded = tensor.new_zeros((longest, *tensor.shape[1:]))
+    padded[: len(tensor)] = tensor
+    gathered = [torch.empty_like(padded) for _ in range(size)]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[: int(n)] for part, n in zip(gathered, lengths, strict=True)])
+
+
+def all_gather_objects(value: Any) -> list[Any]:
+    """The picklable value of every process, in the order of ranks."""
+    size = get_global_size()
+    if size == 1:
+        return [value]
+    values: list[Any] = [None] * size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast_object(value: Any) -> Any:
+    """The main process's value, on every process; what the others give is ignored."""
+    if get_global_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

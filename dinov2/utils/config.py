@@ -117,11 +117,12 @@ def default_setup(args: Namespace) -> None:
 
 
 def setup(args: Namespace, *, before_writing: Callable[[DictConfig], None] | None = None) -> DictConfig:
-    """Everything before the first step: configuration, plugins, scaling rule, output folder, logging, seeds.
+    """Everything before the first step: configuration, process group, plugins, scaling rule, output folder, logging, seeds.
 
     before_writing: called with the resolved configuration before anything is written, to refuse a folder for example.
     """
     cfg = get_cfg_from_args(args)
+    distributed.ensure()
     load_plugins(cfg.plugins)
     apply_scaling_rules_to_cfg(cfg)
     args.seed = cfg.train.seed

@@ -9,18 +9,20 @@ from dinov2.utils.errors import UserError
 
 
 def resolve_device(name: str, *, key: str = "train.device") -> torch.device:
-    """`auto` is the first CUDA device, else the CPU; any other name is taken as torch does.
+    """`auto` is this process's CUDA device, else the CPU; any other name is taken as torch does.
 
     key: the configuration key or option that holds the name, for messages. Raises `UserError` for a device that is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"{key} is '{name}', which torch does not know. Allowed: auto, cpu, cuda, cuda:N.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"{key} is '{name}', but torch sees no CUDA device. Use auto or cpu.")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     return device
 
 

@@ -14,7 +14,7 @@ MAX_FUNCTION_LINES = 80
 UNDOCUMENTED_LINES = 8
 """Public functions longer than this have a docstring."""
 
-READS_ENVIRONMENT = {"dinov2/distributed/__init__.py"}
+READS_ENVIRONMENT = {"dinov2/distributed/launch.py"}
 MAY_PRINT = {"vet_extensions/cli.py", "vet_extensions/progress.py"}
 """And so may modules that are programs themselves: those with an `if __name__ == "__main__"`."""
 

@@ -1,0 +1,119 @@
+"""Who started this process: torchrun's variables, a SLURM step's, or nobody's."""
+
+import pytest
+import torch
+
+from dinov2 import distributed
+from dinov2.distributed.launch import find_launch, first_host
+from dinov2.utils.errors import UserError
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
+SLURM_STEP = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "6",
+    "SLURM_STEP_NODELIST": "rack[07-09,12],gpu5",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
+    "SLURM_NODEID": "2",
+    "SLURM_PROCID": "4",
+    "SLURM_LOCALID": "0",
+}
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*TORCHRUN, *SLURM_STEP, "LOCAL_WORLD_SIZE", "SLURM_JOB_NODELIST", "TORCHELASTIC_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def set_all(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_without_a_launcher_the_process_is_alone() -> None:
+    launch = find_launch()
+    assert (launch.launcher, launch.rank, launch.world_size) == ("none", 0, 1)
+
+
+def test_torchruns_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, {**TORCHRUN, "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RESTART_COUNT": "1"})
+    launch = find_launch()
+    assert (launch.rank, launch.world_size, launch.local_rank, launch.local_world_size) == (3, 4, 1, 2)
+    assert (launch.master_addr, launch.master_port, launch.attempt) == ("node1", 29500, 1)
+
+
+def test_an_incomplete_set_of_torchrun_variables_is_refused_with_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, {"WORLD_SIZE": "2", "RANK": "0"})
+    with pytest.raises(UserError, match="MASTER_ADDR, MASTER_PORT, LOCAL_RANK"):
+        find_launch()
+
+
+def test_a_rank_beyond_the_world_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, {**TORCHRUN, "RANK": "4"})
+    with pytest.raises(UserError, match="RANK is 4"):
+        find_launch()
+
+
+def test_the_steps_of_a_slurm_job_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, SLURM_STEP)
+    launch = find_launch()
+    assert (launch.launcher, launch.rank, launch.world_size, launch.local_rank) == ("slurm", 4, 6, 0)
+    assert (launch.local_world_size, launch.master_addr) == (1, "rack07")
+    assert 20_000 <= launch.master_port <= 60_000
+
+
+def test_torchrun_inside_a_slurm_step_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, {**SLURM_STEP, **TORCHRUN})
+    assert find_launch().launcher == "torchrun"
+
+
+def test_a_shell_or_batch_script_inside_a_job_is_not_taken_for_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"})
+    assert find_launch().world_size == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node1", "node1"),
+        ("node1,node2", "node1"),
+        ("node[1-2],gpu5,rack[1-2]", "node1"),
+        ("rack[07-09,12]", "rack07"),
+        ("gpu5,rack[1-2]", "gpu5"),
+        ("n[12,14]-ib", "n12-ib"),
+    ],
+)
+def test_the_first_machine_of_a_node_list(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+def test_enabling_twice_is_refused_and_disabling_allows_it_again() -> None:
+    distributed.disable()
+    distributed.enable()
+    with pytest.raises(RuntimeError, match="already enabled"):
+        distributed.enable()
+    distributed.disable()
+    distributed.enable()
+    distributed.disable()
+
+
+def test_a_session_inside_another_changes_nothing() -> None:
+    distributed.disable()
+    with distributed.session():
+        with distributed.session():
+            pass
+        with pytest.raises(RuntimeError, match="already enabled"):
+            distributed.enable()
+    distributed.enable()
+    distributed.disable()
+
+
+def test_collectives_of_a_single_process_give_back_its_own_values() -> None:
+    values = torch.arange(3.0)
+    distributed.all_reduce_sum(values)
+    distributed.all_reduce_max(values)
+    distributed.barrier()
+    assert torch.equal(distributed.all_gather(values), torch.arange(3.0))
+    assert distributed.all_gather_objects("x") == ["x"]
+    assert distributed.broadcast_object(5) == 5
