@@ -158,6 +158,27 @@ def all_gather(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat([part[: int(n)] for part, n in zip(gathered, lengths, strict=True)])
 
 
+class _AllGatherWithGradient(torch.autograd.Function):
+    """Gathers equal shapes; a row's gradient is the sum of what every process's loss sends back to it."""
+
+    @staticmethod
+    def forward(_ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        gathered = [torch.empty_like(tensor) for _ in range(get_global_size())]
+        dist.all_gather(gathered, tensor.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(get_global_size())[get_global_rank()]
+
+
+def all_gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
+    """[n, ...] of every process -> [processes * n, ...]; n must be equal. Differentiable, for losses over the joint batch."""
+    return tensor if get_global_size() == 1 else _AllGatherWithGradient.apply(tensor)  # pyright: ignore[reportReturnType]
+
+
 def all_gather_objects(value: Any) -> list[Any]:
     """The picklable value of every process, in the order of ranks."""
     size = get_global_size()

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinov2 import distributed
 from dinov2.layers.weight_norm import WeightNormLinear
 from dinov2.utils.errors import UserError
 
@@ -77,37 +78,46 @@ class DINOHead(nn.Module):
 def standardise_per_group(x: Tensor, groups: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
     """Give each column mean 0 and variance 1 over the rows of each group: batch normalisation without weights or memory.
 
-    x: [..., D]        groups: [...] int64, any labels; None is one group        returns: x's shape and dtype, computed in fp32
+    x: [..., D]        groups: [...] int64 in 0..G-1; None is one group        returns: x's shape and dtype, computed in fp32
 
-    A row that is alone in its group has no spread of its own and is standardised by the statistics of all rows; a row that is
-    alone altogether passes unchanged. Statistics are those of this process's rows.
+    A group's rows are those of all processes; gradients do not pass through the statistics of other processes (the head of the
+    teacher needs none). A row that is alone in its group has no spread of its own and is standardised by the statistics of all
+    rows; a row that is alone altogether passes unchanged.
     """
     rows = x.flatten(0, -2)  # [R, D]
-    if rows.shape[0] < 2:
-        return x
     with torch.autocast(x.device.type, enabled=False):
         rows = rows.float()
-        overall_var, overall_mean = torch.var_mean(rows, dim=0, correction=0)
-        if groups is None:
-            mean, var = overall_mean, overall_var
-        else:
+        one_group = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        n_rows, overall_mean, overall_var = _group_statistics(rows, one_group)  # [1], [1, D], [1, D]
+        mean, var = overall_mean, overall_var
+        if groups is not None:
             assert groups.shape == x.shape[:-1], f"one group per row: x {tuple(x.shape)}, groups {tuple(groups.shape)}"
-            mean, var = _group_statistics(rows, groups.flatten(), overall_mean, overall_var)
-        return ((rows - mean) * torch.rsqrt(var + eps)).to(x.dtype).view_as(x)
+            counts, means, variances = _group_statistics(rows, groups.flatten())
+            own = groups.flatten()
+            alone = (counts == 1)[own][:, None]
+            mean = torch.where(alone, overall_mean, means[own])
+            var = torch.where(alone, overall_var, variances[own])
+        standardised = (rows - mean) * torch.rsqrt(var + eps)
+        return torch.where(n_rows > 1, standardised, rows).to(x.dtype).view_as(x)
 
 
-def _group_statistics(rows: Tensor, groups: Tensor, overall_mean: Tensor, overall_var: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each row's group, [R, D] each; of all rows where the group has one row."""
-    _, group_of_row, counts = torch.unique(groups, return_inverse=True, return_counts=True)
+def _group_statistics(rows: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each group over all processes: number of rows [G], mean and biased variance [G, D]."""
+    n_groups = torch.ones((), dtype=torch.int64, device=rows.device)
+    if len(groups):
+        n_groups = groups.max() + 1
+    distributed.all_reduce_max(n_groups)
 
-    def group_mean(values: Tensor) -> Tensor:
-        sums = values.new_zeros(counts.numel(), values.shape[1]).index_add(0, group_of_row, values)
-        return (sums / counts[:, None])[group_of_row]
+    def sum_of_groups(values: Tensor) -> Tensor:
+        sums = values.new_zeros((int(n_groups), *values.shape[1:])).index_add(0, groups, values)
+        distributed.all_reduce_sum(sums)
+        return sums
 
-    mean = group_mean(rows)
-    var = group_mean((rows - mean).square())
-    alone = (counts == 1)[group_of_row][:, None]
-    return torch.where(alone, overall_mean, mean), torch.where(alone, overall_var, var)
+    counts = sum_of_groups(rows.new_ones(len(rows)))
+    present = counts.clamp(min=1)[:, None]
+    means = sum_of_groups(rows) / present
+    variances = sum_of_groups((rows - means[groups]).square()) / present
+    return counts, means, variances
 
 
 def _build_mlp(

@@ -14,7 +14,7 @@ from dinov2 import distributed
 
 
 class CenteredLoss(nn.Module):
-    """Holds the buffer `center` and its pending update. Subclasses say what a batch contributes (`_batch_sum`)."""
+    """Holds the buffer `center` and its pending update. Subclasses say what a batch contributes (`_batch_sum`, `_n_rows`)."""
 
     center: Tensor
 
@@ -23,6 +23,9 @@ class CenteredLoss(nn.Module):
         self.student_temp = student_temp
         self.center_momentum = center_momentum
         self.register_buffer("center", center)
+        self.accumulating = False
+        """While true, batches are added up in this process; the first batch after it moves the centre by their joint mean."""
+        self._accumulated: Tensor | None = None
         self.updated = True
         self.reduce_handle: Any = None
         self.len_teacher_output: int | None = None
@@ -44,12 +47,21 @@ class CenteredLoss(nn.Module):
     @torch.no_grad()
     def reduce_center_update(self, teacher_output: Tensor) -> None:
         """Start the sum over processes; `apply_center_update` finishes it."""
+        n_rows = self._n_rows(teacher_output)
+        # The sum and, behind it, how many rows it is of: processes may hold different numbers of rows.
+        batch = torch.cat([self._batch_sum(teacher_output).flatten(), self.center.new_tensor([float(n_rows)])])
+        if self._accumulated is not None:
+            batch += self._accumulated
+        if self.accumulating:
+            self._accumulated = batch
+            return
+        self._accumulated = None
         self.updated = False
-        self.len_teacher_output = len(teacher_output)
-        self.async_batch_center = self._batch_sum(teacher_output)
+        self.len_teacher_output = n_rows
+        self.async_batch_center = batch  # [K + 1]
         self.reduce_handle = None
         if distributed.get_global_size() > 1:
-            self.reduce_handle = torch.distributed.all_reduce(self.async_batch_center, async_op=True)
+            self.reduce_handle = torch.distributed.all_reduce(batch, async_op=True)
 
     @torch.no_grad()
     def apply_center_update(self) -> None:
@@ -59,15 +71,25 @@ class CenteredLoss(nn.Module):
         if self.reduce_handle is not None:
             self.reduce_handle.wait()
         assert self.async_batch_center is not None, "an update is pending"
-        assert self.len_teacher_output is not None, "an update is pending"
-        n_rows = self.len_teacher_output * distributed.get_global_size()
-        batch_center = self.async_batch_center / n_rows
+        batch_sum, n_rows = self.async_batch_center[:-1].view_as(self.center), self.async_batch_center[-1]
+        # Not one row in any process: nothing to move towards.
+        batch_center = torch.where(n_rows > 0, batch_sum / n_rows, self.center)
         self.center = self.center * self.center_momentum + batch_center * (1 - self.center_momentum)
         self.updated = True
 
+    def discard_center_update(self) -> None:
+        """Forget what has been gathered since the last step, for a step that is left out."""
+        if self.reduce_handle is not None and not self.updated:
+            self.reduce_handle.wait()
+        self.updated, self._accumulated = True, None
+
     def _batch_sum(self, teacher_output: Tensor) -> Tensor:
-        """Sum over the first dimension, shaped like `center`, fp32."""
+        """Sum over the rows that `_n_rows` counts, as many elements as `center`, fp32."""
         raise NotImplementedError
+
+    def _n_rows(self, teacher_output: Tensor) -> int:
+        """The rows whose mean over all processes the centre follows."""
+        return len(teacher_output)
 
 
 def _apply_pending_update(module: nn.Module, prefix: str, keep_vars: bool) -> None:

@@ -27,10 +27,16 @@ class iBOTPatchLoss(CenteredLoss):
         center_momentum: float = 0.9,
         *,
         sinkhorn_subtract_max: bool = False,
+        center_over_all_patches: bool = False,
     ) -> None:
-        """patch_out_dim: prototypes. sinkhorn_subtract_max: see `sinkhorn_knopp`; off is the official arithmetic."""
+        """patch_out_dim: prototypes. sinkhorn_subtract_max: see `sinkhorn_knopp`; off is the official arithmetic.
+
+        center_over_all_patches: the centre follows the mean of all processes' masked patches. Off is official: the mean of
+        the processes' means, in which a process with few masked patches weighs as much as one with many.
+        """
         super().__init__(torch.zeros(1, 1, patch_out_dim), student_temp=student_temp, center_momentum=center_momentum)
         self.sinkhorn_subtract_max = sinkhorn_subtract_max
+        self.center_over_all_patches = center_over_all_patches
 
     def forward(self, student_patch_tokens: Tensor, teacher_patch_tokens: Tensor, student_masks_flat: Tensor) -> Tensor:
         """Mean over images of the mean over their masked patches.
@@ -80,7 +86,12 @@ class iBOTPatchLoss(CenteredLoss):
         )
 
     def _batch_sum(self, teacher_output: Tensor) -> Tensor:
-        """[1, M, K] -> [1, 1, K]: mean over the patches, whatever their number. No patch at all pulls nowhere."""
+        """[1, M, K] -> [K]: the sum over the patches, or officially their mean, whatever their number. No patch pulls nowhere."""
+        if self.center_over_all_patches:
+            return teacher_output.sum((0, 1), dtype=torch.float32)
         if teacher_output.shape[1] == 0:
-            return self.center.clone() * teacher_output.shape[0]
-        return teacher_output.mean(1, dtype=torch.float32).sum(0, keepdim=True).unsqueeze(0)
+            return self.center * teacher_output.shape[0]
+        return teacher_output.mean(1, dtype=torch.float32).sum(0)
+
+    def _n_rows(self, teacher_output: Tensor) -> int:
+        return teacher_output.shape[0] * (teacher_output.shape[1] if self.center_over_all_patches else 1)

@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "dinov2.utils": set(),
     "dinov2.distributed": {"dinov2.utils"},
     "dinov2.logging": CORE_BOTTOM,
-    "dinov2.layers": set(),
+    "dinov2.layers": {"dinov2.distributed"},
     "dinov2.loss": CORE_BOTTOM,
     "dinov2.models": {"dinov2.layers", "dinov2.utils"},
     "dinov2.data": CORE_BOTTOM,
