@@ -1,0 +1,1 @@
+"""Command lines that hand training and evaluation to SLURM, or to this machine, through submitit."""

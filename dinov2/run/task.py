@@ -1,0 +1,47 @@
+"""The object that submitit sends to a job and calls in every process of it; `Trainer` and the `Evaluator`s are made of it."""
+
+import argparse
+from abc import ABC, abstractmethod
+from typing import Any
+
+
+class SubmittedTask(ABC):
+    """A command line, and what to do with it inside a job. Subclasses say so in `_main`."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+
+    def __call__(self) -> Any:
+        """Run in this process of the job; returns what the entry point gives."""
+        self._setup_args()
+        return self._main(self.args)
+
+    def checkpoint(self) -> Any:
+        """What submitit puts back into the queue when the time limit nears or the job is preempted: the same command line.
+
+        It goes on from the newest checkpoint, also where the first start had `--no-resume`.
+        """
+        import submitit.helpers
+
+        again = {"no_resume": False} if hasattr(self.args, "no_resume") else {}
+        args = argparse.Namespace(**{**vars(self.args), **again})
+        return submitit.helpers.DelayedSubmission(type(self)(args))
+
+    @abstractmethod
+    def _main(self, args: argparse.Namespace) -> Any:
+        """Call the entry point; it is imported here, so that submitting needs none of it."""
+
+    def _setup_args(self) -> None:
+        """Put the job's number for `%j` in the output folder, and the job's processes under the names that torch reads."""
+        import submitit
+        import submitit.helpers
+
+        job = submitit.JobEnvironment()
+        output_dir = str(self.args.output_dir).replace("%j", job.job_id)
+        self.args = argparse.Namespace(**{**vars(self.args), "output_dir": output_dir})
+        if job.num_tasks > 1:
+            place = submitit.helpers.TorchDistributedEnvironment()
+            if job.num_nodes == 1:  # the machine's own name need not resolve, in a container for example
+                place.master_addr = "127.0.0.1"
+            # Which device is whose is decided in dinov2.distributed, from the local rank.
+            place.export(set_cuda_visible_devices=False, overwrite=True)
