@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
@@ -69,7 +69,21 @@ class SmoothedValue:
 class MetricLogger:
     """Named meters, printed every so many steps and appended as JSON lines to `output_file`."""
 
-    def __init__(self, delimiter: str = "\t", output_file: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        delimiter: str = "\t",
+        output_file: str | Path | None = None,
+        *,
+        after_step: Callable[[int, float, float], Mapping[str, float]] | None = None,
+        sink: Callable[[int, Mapping[str, float]], None] | None = None,
+    ) -> None:
+        """
+        after_step: called by `log_every` after each step with (iteration, seconds of the step, seconds of it spent waiting for
+            data); what it returns is added to the meters. sink: called on the main process with (iteration, values) of every
+            line of `output_file`, whether or not there is one.
+        """
+        self.after_step = after_step
+        self.sink = sink
         self.meters: dict[str, SmoothedValue] = defaultdict(SmoothedValue)
         self.delimiter = delimiter
         self.output_file = Path(output_file) if output_file else None
@@ -97,12 +111,15 @@ class MetricLogger:
 
     def dump_in_output_file(self, iteration: int, iter_time: float, data_time: float) -> None:
         """Append one line: iteration, times in seconds, and the median of the last 20 values of each meter."""
-        if self.output_file is None or not distributed.is_main_process():
+        if not distributed.is_main_process():
             return
-        line = {"iteration": iteration, "iter_time": iter_time, "data_time": data_time}
-        line.update({name: meter.median for name, meter in self.meters.items()})
-        with self.output_file.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        values = {"iter_time": iter_time, "data_time": data_time}
+        values.update({name: meter.median for name, meter in self.meters.items()})
+        if self.output_file is not None:
+            with self.output_file.open("a") as file:
+                file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+        if self.sink is not None:
+            self.sink(iteration, values)
 
     def log_every(
         self,
@@ -127,6 +144,8 @@ class MetricLogger:
             data_time.update(time.perf_counter() - end)
             yield item
             iter_time.update(time.perf_counter() - end)
+            if self.after_step is not None:
+                self.update(**self.after_step(iteration, iter_time.value, data_time.value))
             if iteration % print_freq == 0 or iteration == n_iterations - 1:
                 self.dump_in_output_file(iteration, iter_time.avg, data_time.avg)
                 left_s = iter_time.global_avg * (n_iterations - 1 - iteration)
