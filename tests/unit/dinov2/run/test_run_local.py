@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from dinov2.run.submit import get_args_parser, submit_jobs
+
 ROOT = Path(__file__).parents[4]
 CONFIG = """
 dino: {head_n_prototypes: 32, head_bottleneck_dim: 8, head_hidden_dim: 16}
@@ -18,6 +20,17 @@ student: {arch: vit_micro, patch_size: 8}
 optim: {epochs: 2, warmup_epochs: 1}
 crops: {global_crops_size: 32, local_crops_size: 16, local_crops_number: 2}
 evaluation: {eval_period_iterations: 2}
+"""
+
+MODULE = """
+from dinov2 import distributed
+from dinov2.run.task import SubmittedTask
+
+
+class Roll(SubmittedTask):
+    def _main(self, args):
+        with distributed.session():
+            return distributed.all_gather_objects(distributed.get_global_rank())
 """
 
 
@@ -59,3 +72,15 @@ def test_a_users_mistake_inside_a_job_is_told_with_the_place_of_its_log(tmp_path
     assert "absent" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert str(run / f"{run.name}_0_log.err") in failed.stderr
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_local_job_find_each_other(tmp_path, monkeypatch):
+    """And find the module of the task, which lies in a folder that only this process was told of."""
+    (tmp_path / "roll_of_a_test.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    from roll_of_a_test import Roll  # type: ignore[import-not-found]
+
+    args = get_args_parser().parse_args(["--cluster", "local", "--ngpus", "2"])
+    args.output_dir = str(tmp_path / "out")
+    assert submit_jobs(Roll, args, "roll").results() == [[0, 1], [0, 1]]
