@@ -1,119 +1,29 @@
-"""Small tools at the bottom of the package: loading weights, seeds, the source revision, the cosine schedule.
+"""Small tools at the bottom of the package: seeds, the source revision, the cosine schedule; and the names for loading weights.
 
-Called by training, evaluation and the hub. Imports nothing of ours but the error type.
+Called by training, evaluation and the hub. The official package has `load_pretrained_weights` here; `weights` does the work.
 """
 
-import logging
-import pickle
 import random
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.error import URLError
-from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dinov2.utils.errors import UserError
+from dinov2.utils.weight_files import read_checkpoint
+from dinov2.utils.weights import LoadReport, load_pretrained_weights
 
-logger = logging.getLogger("dinov2")
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What came of loading weights: names that matched, names of the model that the file lacks, names it has too many."""
-
-    matched: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{len(self.matched)} matched, {_named(self.missing)} missing, {_named(self.unexpected)} not used"
-
-
-def strip_prefix(state: Mapping[str, Any], prefixes: tuple[str, ...] = ("module.", "backbone.")) -> dict[str, Any]:
-    """Remove these prefixes from the start of every name, in any order and number; names that merely contain one keep it."""
-
-    def strip(name: str) -> str:
-        while match := next((prefix for prefix in prefixes if name.startswith(prefix)), None):
-            name = name[len(match) :]
-        return name
-
-    return {strip(name): value for name, value in state.items()}
-
-
-def read_checkpoint(path_or_url: str | Path) -> dict[str, Any]:
-    """The dictionary in a weights file, on the CPU; nothing but tensors and plain containers is unpickled.
-
-    Raises `UserError` when the file is absent, unreadable, unsafe to read, or not a dictionary.
-    """
-    location = str(path_or_url)
-    try:
-        if urlparse(location).scheme in ("http", "https"):
-            content = torch.hub.load_state_dict_from_url(location, map_location="cpu", weights_only=True)
-        else:
-            content = torch.load(location, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"No weights file '{location}'. Give the path of a file, or an http(s) address.") from None
-    except URLError as error:
-        raise UserError(
-            f"Could not fetch '{location}' ({error.reason}). Download the file where there is a network and give its path."
-        ) from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).strip().splitlines()
-        raise UserError(
-            f"'{location}' is no readable weights file ({reason[0] if reason else type(error).__name__}). Wanted: a file "
-            "that torch.save wrote, holding only tensors, numbers and text. It may have been cut off: copy it again, or use "
-            "an earlier one."
-        ) from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"'{location}' holds a {type(content).__name__}. Wanted: a dictionary of named tensors.")
-    return dict(content)
-
-
-def load_pretrained_weights(model: nn.Module, pretrained_weights: str | Path, checkpoint_key: str | None) -> LoadReport:
-    """Load a weights file into a backbone, and say what matched.
-
-    checkpoint_key: take the dictionary below this key, if the file has it. Leading `module.` and `backbone.` are removed
-    from names. A model with a method `adapt_state_dict` may bring the weights to its own layout first. Names the model
-    lacks (heads, for example) are left out; raises `UserError` when nothing matches or a shape differs.
-    """
-    state = read_checkpoint(pretrained_weights)
-    if checkpoint_key is not None and checkpoint_key in state:
-        logger.info("Take key %s in %s", checkpoint_key, pretrained_weights)
-        state = state[checkpoint_key]
-    state = {name: value for name, value in strip_prefix(state).items() if isinstance(value, Tensor)}
-    adapt: Any = getattr(model, "adapt_state_dict", None)
-    if adapt is not None:
-        state = adapt(state)
-    own = model.state_dict()
-    matched = tuple(name for name in own if name in state)
-    if not matched:
-        raise UserError(
-            f"No name in '{pretrained_weights}' matches the model. The file has {_named(tuple(state))}, the model "
-            f"{_named(tuple(own))}. Check the architecture and the checkpoint key ('{checkpoint_key}')."
-        )
-    wrong = [
-        f"{n} {tuple(state[n].shape)} for {tuple(own[n].shape)}" for n in matched if state[n].shape != own[n].shape
-    ]
-    if wrong:
-        raise UserError(
-            f"{len(wrong)} weights of '{pretrained_weights}' have another shape than the model's: {'; '.join(wrong[:4])}. "
-            "Build the model with the architecture, patch size and registers that the file was made with."
-        )
-    model.load_state_dict(state, strict=False)
-    report = LoadReport(
-        matched=matched,
-        missing=tuple(name for name in own if name not in state),
-        unexpected=tuple(name for name in state if name not in own),
-    )
-    log = logger.warning if report.missing else logger.info
-    log("Weights of %s loaded: %s", pretrained_weights, report)
-    return report
+__all__ = [
+    "CosineScheduler",
+    "LoadReport",
+    "fix_random_seeds",
+    "get_sha",
+    "has_batchnorms",
+    "load_pretrained_weights",
+    "read_checkpoint",
+]
 
 
 def fix_random_seeds(seed: int = 31) -> None:
@@ -175,11 +85,3 @@ def has_batchnorms(model: nn.Module) -> bool:
     """Whether any submodule keeps batch statistics."""
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     return any(isinstance(module, kinds) for module in model.modules())
-
-
-def _named(names: tuple[str, ...], n_shown: int = 4) -> str:
-    """`3 (a, b, c)`; long lists are cut."""
-    if not names:
-        return "0"
-    more = ", ..." if len(names) > n_shown else ""
-    return f"{len(names)} ({', '.join(names[:n_shown])}{more})"

@@ -1,13 +1,13 @@
-"""Loading weights: what matches is said, what does not is not hidden."""
+"""Loading weights into any module: what matches is said, what does not is refused."""
 
-import pickle
+import logging
 
 import pytest
 import torch
 from torch import nn
 
 from dinov2.utils.errors import UserError
-from dinov2.utils.utils import load_pretrained_weights, read_checkpoint, strip_prefix
+from dinov2.utils.utils import load_pretrained_weights
 
 
 def make_model():
@@ -19,20 +19,26 @@ def save(content, folder):
     return folder / "weights.pth"
 
 
-def test_only_leading_prefixes_are_removed():
-    names = ["module.backbone.a", "backbone.module.b", "my_backbone.c", "head.module.d", "backbone"]
-    assert list(strip_prefix(dict.fromkeys(names))) == ["a", "b", "my_backbone.c", "head.module.d", "backbone"]
+def test_only_leading_prefixes_are_removed(tmp_path):
+    model = nn.ModuleDict({"my_backbone": nn.Linear(2, 1)})
+    state = {"backbone.my_backbone.weight": torch.full((1, 2), 3.0), "backbone.my_backbone.bias": torch.zeros(1)}
+    assert load_pretrained_weights(model, save(state, tmp_path), None).matched == (
+        "my_backbone.weight",
+        "my_backbone.bias",
+    )
 
 
-def test_weights_below_the_key_are_loaded_and_reported(tmp_path):
+def test_weights_below_the_key_are_loaded_and_reported(tmp_path, caplog):
     source, target = make_model(), make_model()
-    state = {f"module.backbone.{name}": value for name, value in source.state_dict().items() if name != "1.bias"}
+    state = {f"module.backbone.{name}": value for name, value in source.state_dict().items()}
     path = save({"teacher": {**state, "dino_head.weight": torch.ones(1)}, "epoch": 3}, tmp_path)
-    report = load_pretrained_weights(target, path, "teacher")
+    with caplog.at_level(logging.INFO, logger="dinov2"):
+        report = load_pretrained_weights(target, path, "teacher")
     assert torch.equal(target[0].weight, source[0].weight)
-    assert report.matched == ("0.weight", "0.bias", "1.weight")
-    assert report.missing == ("1.bias",)
+    assert report.matched == ("0.weight", "0.bias", "1.weight", "1.bias")
+    assert report.missing == ()
     assert report.unexpected == ("dino_head.weight",)
+    assert "4 matched, 0 missing, 1 (dino_head.weight) not used" in caplog.text
 
 
 def test_a_file_without_the_key_is_taken_whole(tmp_path):
@@ -46,9 +52,32 @@ def test_nothing_matched_is_an_error(tmp_path):
         load_pretrained_weights(make_model(), save({"conv.weight": torch.ones(1)}, tmp_path), None)
 
 
+def test_a_weight_that_the_file_lacks_is_an_error_and_changes_nothing(tmp_path):
+    model = make_model()
+    before = model[0].weight.clone()
+    state = {name: value + 1 for name, value in make_model().state_dict().items() if name != "1.bias"}
+    with pytest.raises(UserError, match=r"lacks 1 \(1\.bias\) of the model's 4 weights"):
+        load_pretrained_weights(model, save(state, tmp_path), None)
+    assert torch.equal(model[0].weight, before)
+
+
+def test_a_weight_without_a_place_in_the_model_is_an_error(tmp_path):
+    state = {**make_model().state_dict(), "1.gain": torch.ones(1)}
+    with pytest.raises(UserError, match=r"no place for: 1 \(1\.gain\)"):
+        load_pretrained_weights(make_model(), save(state, tmp_path), None)
+
+
 def test_another_shape_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"0\.bias \(9,\) for \(3,\)"):
         load_pretrained_weights(make_model(), save({"0.bias": torch.ones(9)}, tmp_path), None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_an_error(value, tmp_path):
+    state = make_model().state_dict()
+    state["1.weight"][0, 0] = value
+    with pytest.raises(UserError, match=r"not finite: 1 \(1\.weight\)"):
+        load_pretrained_weights(make_model(), save(state, tmp_path), None)
 
 
 def test_a_model_may_adapt_the_layout(tmp_path):
@@ -60,23 +89,3 @@ def test_a_model_may_adapt_the_layout(tmp_path):
     path = save({"old_weight": torch.full((1, 2), 7.0), "old_bias": torch.zeros(1)}, tmp_path)
     load_pretrained_weights(model, path, None)
     assert model.weight.tolist() == [[7, 7]]
-
-
-def test_an_absent_file_is_named():
-    with pytest.raises(UserError, match=r"absent\.pth"):
-        read_checkpoint("absent.pth")
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"not a checkpoint at all", pickle.dumps(UserError("code in a pickle"), protocol=2)]
-)
-def test_unreadable_or_unsafe_files_are_refused(content, tmp_path):
-    path = tmp_path / "weights.pth"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="no readable weights file"):
-        read_checkpoint(path)
-
-
-def test_a_file_that_holds_no_dictionary_is_refused(tmp_path):
-    with pytest.raises(UserError, match="list"):
-        read_checkpoint(save([torch.ones(1)], tmp_path))
