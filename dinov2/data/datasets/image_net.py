@@ -318,7 +318,8 @@ def _image_numbers(folder: Path, split: _Split, class_id: str | None, passed_ove
 
 
 def _no_images_message(folder: Path, split: _Split, passed_over: Counter[str]) -> str:
+    sort = "" if split is _Split.TEST else " docs/datasets.md shows how to sort loose images into folders of classes."
     return (
         f"ImageNet: no image of {split.name} in '{folder}'; found: {listed(passed_over)}. Images must be named like "
-        f"{_pattern(split)}. For images with other names use ImageFolder:root=FOLDER, which needs no metadata."
+        f"{_pattern(split)}.{sort} For images with other names use ImageFolder:root=FOLDER, which needs no metadata."
     )

@@ -14,11 +14,11 @@ from dinov2.utils.errors import UserError
 logger = logging.getLogger("dinov2")
 
 _EXAMPLE = """example:
-  python -m dinov2.data.datasets.prepare ImageNet --root /data/imagenet --extra /data/imagenet-extra
-  python -m dinov2.data.datasets.prepare ImageNet22k --root /data/imagenet22k --extra /data/imagenet22k-extra
+  python -m dinov2.data.datasets.prepare ImageNet --root imagenet --extra imagenet-extra
+  python -m dinov2.data.datasets.prepare ImageNet22k --root imagenet22k --extra imagenet22k-extra
 
 then:
-  train.dataset_path=ImageNet:split=TRAIN:root=/data/imagenet:extra=/data/imagenet-extra
+  train.dataset_path=ImageNet:split=TRAIN:root=imagenet:extra=imagenet-extra
 """
 
 

@@ -164,7 +164,7 @@ def test_metadata_made_anew_is_seen_by_a_data_set_that_is_open(root, extra):
     assert len(dataset) == 3
     write_image(root / "train/n01440764/n01440764_1.JPEG", 1)
     dataset.dump_extra()
-    assert dataset.get_targets().tolist() == [0, 1, 1, 2]
+    assert np.asarray(dataset.get_targets()).tolist() == [0, 1, 1, 2]
 
 
 def test_no_file_is_left_when_writing_fails(root, extra, monkeypatch):
@@ -186,7 +186,7 @@ def _full_disk(_):
 def test_items_are_images_with_the_line_of_their_label(root, extra):
     dataset = prepared(TRAIN, root, extra)
     assert [(grey(dataset[i]), dataset[i][1]) for i in range(3)] == [(20, 1), (3, 1), (7, 2)]
-    assert dataset.get_targets().tolist() == [1, 1, 2]
+    assert np.asarray(dataset.get_targets()).tolist() == [1, 1, 2]
     assert dataset.get_class_name(2) == "crane, a bird"
 
 
@@ -336,7 +336,8 @@ def test_a_split_without_images_says_what_was_found(root, extra):
     image = root / "val/n01443537/ILSVRC2012_val_00000042.JPEG"
     image.rename(root / "val/ILSVRC2012_val_00000042.JPEG")  # as the official archive has them
     with pytest.raises(
-        UserError, match=r"found: 1 \.JPEG\. .* val/<wnid>/ILSVRC2012_val_<8 digits>\.JPEG.*ImageFolder"
+        UserError,
+        match=r"found: 1 \.JPEG\. .* val/<wnid>/ILSVRC2012_val_<8 digits>\.JPEG.*docs/datasets.md.*ImageFolder",
     ):
         prepared(VAL, root, extra)
 

@@ -91,7 +91,7 @@ def test_a_wrong_command_line_ends_with_the_usage(words, capsys):
 def test_help_shows_an_example(capsys):
     with pytest.raises(SystemExit):
         run(["--help"])
-    assert "prepare ImageNet --root /data/imagenet --extra /data/imagenet-extra" in capsys.readouterr().out
+    assert "prepare ImageNet --root imagenet --extra imagenet-extra" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -113,3 +113,28 @@ def test_the_command_runs_as_a_module(root, extra):
     assert done.stdout.splitlines()[0] == (
         "ImageNet TRAIN: 1 images of 1 classes (labels.txt lists 1); the whole split has 1,281,167"
     )
+
+
+def test_the_shell_lines_of_the_page_make_kaggles_archive_ready(tmp_path, extra):
+    """docs/datasets.md, steps 1 and 2 of ImageNet, as they stand there."""
+    root = tmp_path / "ILSVRC/Data/CLS-LOC"
+    (root / "val").mkdir(parents=True)
+    for number in (1, 2):
+        Image.new("RGB", (8, 8)).save(root / f"val/ILSVRC2012_val_{number:08d}.JPEG")
+    (tmp_path / "LOC_synset_mapping.txt").write_text(
+        "n01440764 tench, Tinca tinca\nn01491361 tiger shark, Galeocerdo cuvieri\n"
+    )
+    (tmp_path / "LOC_val_solution.csv").write_text(
+        "ImageId,PredictionString\nILSVRC2012_val_00000002,n01440764 85 1 499 272\n"
+        "ILSVRC2012_val_00000001,n01491361 1 2 3 4 n01491361 5 6 7 8\n"
+    )
+    page = (ROOT / "docs/datasets.md").read_text(encoding="utf-8")
+    blocks = [block.partition("```")[0] for block in page.split("```bash\n")[1:]]
+    lines = [block for block in blocks if "LOC_" in block]
+    assert len(lines) == 2
+    for line in lines:
+        subprocess.run(["bash", "-e", "-c", line], cwd=tmp_path, check=True)
+    assert (root / "labels.txt").read_text() == "n01440764,tench\nn01491361,tiger shark\n"
+    assert run(["ImageNet", "--root", str(root), "--extra", str(extra)]) == 0
+    dataset = ImageNet(split="VAL", root=root, extra=extra)
+    assert [(dataset.get_class_name(i), dataset.get_target(i)) for i in range(2)] == [("tench", 0), ("tiger shark", 1)]
