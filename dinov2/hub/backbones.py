@@ -7,9 +7,8 @@ training run, a training checkpoint, or an exported backbone, whatever its block
 from enum import Enum
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
-from dinov2.hub.utils import make_backbone_url
+from dinov2.hub.utils import locate_weights, make_backbone_url
 from dinov2.models import vision_transformer as vits
 from dinov2.models.state_dicts import extract_backbone_state
 from dinov2.models.vision_transformer import DinoVisionTransformer
@@ -39,10 +38,15 @@ def _make_dinov2_model(
     interpolate_offset: float = 0.1,
     pretrained: bool = True,
     weights: WeightsSpec = Weights.LVD142M,
+    weights_option: str = "weights",
     **kwargs: Any,
 ) -> DinoVisionTransformer:
-    """A backbone of the released shape; random without `pretrained`. Further keywords go to `DinoVisionTransformer`."""
-    location = _locate(weights, arch_name, patch_size, num_register_tokens) if pretrained else None
+    """A backbone of the released shape; random without `pretrained`. Further keywords go to `DinoVisionTransformer`.
+
+    weights_option: how the caller's users call `weights`, for messages.
+    """
+    url = make_backbone_url(arch_name, patch_size, num_register_tokens)
+    location = locate_weights(weights, Weights, url, option=weights_option) if pretrained else None
     model = vits.__dict__[arch_name](
         img_size=img_size,
         patch_size=patch_size,
@@ -108,43 +112,29 @@ def dinov2_vits14_reg(
     *, pretrained: bool = True, weights: WeightsSpec = Weights.LVD142M, **kwargs: Any
 ) -> DinoVisionTransformer:
     """ViT-S/14 with 4 registers."""
-    return dinov2_vits14(pretrained=pretrained, weights=weights, **{**_REGISTERS, **kwargs})
+    return dinov2_vits14(pretrained=pretrained, weights=weights, **{**REGISTERS, **kwargs})
 
 
 def dinov2_vitb14_reg(
     *, pretrained: bool = True, weights: WeightsSpec = Weights.LVD142M, **kwargs: Any
 ) -> DinoVisionTransformer:
     """ViT-B/14 with 4 registers."""
-    return dinov2_vitb14(pretrained=pretrained, weights=weights, **{**_REGISTERS, **kwargs})
+    return dinov2_vitb14(pretrained=pretrained, weights=weights, **{**REGISTERS, **kwargs})
 
 
 def dinov2_vitl14_reg(
     *, pretrained: bool = True, weights: WeightsSpec = Weights.LVD142M, **kwargs: Any
 ) -> DinoVisionTransformer:
     """ViT-L/14 with 4 registers."""
-    return dinov2_vitl14(pretrained=pretrained, weights=weights, **{**_REGISTERS, **kwargs})
+    return dinov2_vitl14(pretrained=pretrained, weights=weights, **{**REGISTERS, **kwargs})
 
 
 def dinov2_vitg14_reg(
     *, pretrained: bool = True, weights: WeightsSpec = Weights.LVD142M, **kwargs: Any
 ) -> DinoVisionTransformer:
     """ViT-g/14 with 4 registers."""
-    return dinov2_vitg14(pretrained=pretrained, weights=weights, **{**_REGISTERS, **kwargs})
+    return dinov2_vitg14(pretrained=pretrained, weights=weights, **{**REGISTERS, **kwargs})
 
 
 # Models with registers were trained with plain resizing of positions; see `pos_embed.interpolate_grid`.
-_REGISTERS: dict[str, Any] = {"num_register_tokens": 4, "interpolate_antialias": True, "interpolate_offset": 0.0}
-
-
-def _locate(weights: WeightsSpec, arch_name: str, patch_size: int, num_register_tokens: int) -> str:
-    """The address or path of a set of weights; raises `UserError` for a name that is none of the allowed things."""
-    if isinstance(weights, str) and weights in Weights.__members__:
-        weights = Weights[weights]
-    if isinstance(weights, Weights):
-        return make_backbone_url(arch_name, patch_size, num_register_tokens)
-    if urlparse(str(weights)).scheme in ("http", "https") or Path(weights).is_file():
-        return str(weights)
-    raise UserError(
-        f"weights='{weights}' is neither a released set ({', '.join(Weights.__members__)}), nor an http(s) address, nor a "
-        "file that exists. Give one of these, or pretrained=False for random weights."
-    )
+REGISTERS: dict[str, Any] = {"num_register_tokens": 4, "interpolate_antialias": True, "interpolate_offset": 0.0}

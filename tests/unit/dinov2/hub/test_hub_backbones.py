@@ -7,7 +7,7 @@ from urllib.error import URLError
 import pytest
 import torch
 
-from dinov2.hub import backbones
+from dinov2.hub import backbones, classifiers
 from dinov2.hub.backbones import Weights, _make_dinov2_model
 from dinov2.hub.utils import make_backbone_url
 from dinov2.models import vision_transformer as vits
@@ -84,16 +84,18 @@ def test_weights_of_another_architecture_are_refused(change, tmp_path):
         load(path)
 
 
-def test_an_unknown_set_of_weights_lists_what_is_allowed(tmp_path):
+@pytest.mark.parametrize("weights", ["absent.pth", classifiers.Weights.IMAGENET1K, ""])
+def test_an_unknown_set_of_weights_lists_what_is_allowed(weights):
     with pytest.raises(UserError, match="LVD142M"):
-        load(tmp_path / "absent.pth")
+        load(weights)
 
 
-def test_hubconf_exports_the_eight_official_backbones():
+def test_hubconf_exports_the_official_backbones_and_classifiers():
     exported = runpy.run_path(str(ROOT / "hubconf.py"))
     assert exported["dependencies"] == ["torch"]
     names = {name for name in exported if name.startswith("dinov2_")}
-    assert names == {f"dinov2_vit{size}14{registers}" for size in "sblg" for registers in ("", "_reg")}
+    kinds = ("", "_reg", "_lc", "_reg_lc")
+    assert names == {f"dinov2_vit{size}14{kind}" for size in "sblg" for kind in kinds}
 
 
 def test_register_entries_resize_positions_by_size():
