@@ -33,6 +33,21 @@ class DatasetWithEnumeratedTargets(Dataset):
         return len(self._dataset)
 
 
+class NumberedDataset(Dataset):
+    """Notes in the crop dictionary of an item which item of the data set it is: `index`."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, index: int) -> Any:
+        item = self._dataset[index]
+        item[0]["index"] = int(index)
+        return item
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+
 class PositionSeededDataset(Dataset):
     """Makes the randomness of an item depend only on (seed, position in the run), whichever process or worker makes it.
 

@@ -6,7 +6,7 @@ A single process needs no group and gets none.
 
 import datetime
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from dinov2.distributed.launch import Launch, announce, find_launch, withdraw
+from dinov2.utils.errors import UserError
 
 logger = logging.getLogger("dinov2")
 
@@ -123,6 +124,25 @@ def session() -> Iterator[None]:
         yield
     finally:
         disable()
+
+
+def process_label() -> str:
+    """What begins a line on the terminal, where several processes share it: nothing for the main one, else `[rank r] `."""
+    rank = find_launch().rank
+    return f"[rank {rank}] " if rank else ""
+
+
+def on_main(function: Callable[[], object]) -> None:
+    """Run a function in the main process; the others wait for it, and a user's mistake that it finds stops them all."""
+    mistake = None
+    if is_main_process():
+        try:
+            function()
+        except UserError as error:
+            mistake = error
+    mistake = broadcast_object(mistake)
+    if mistake is not None:
+        raise mistake
 
 
 def barrier() -> None:

@@ -43,7 +43,9 @@ def find_launch() -> Launch:
 def announce(launch: Launch) -> None:
     """Give torch the meeting point and the ranks under the names that it reads."""
     for name, value in zip(
-        _TORCHRUN, (launch.master_addr, launch.master_port, launch.rank, launch.world_size, launch.local_rank), strict=True
+        _TORCHRUN,
+        (launch.master_addr, launch.master_port, launch.rank, launch.world_size, launch.local_rank),
+        strict=True,
     ):
         os.environ[name] = str(value)
 

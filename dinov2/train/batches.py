@@ -2,14 +2,15 @@
 
 import logging
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
+from dinov2 import distributed
 from dinov2.data import MaskingGenerator, SamplerType, collate_data_and_cast, make_data_loader, make_dataset
-from dinov2.data.adapters import PositionSeededDataset
+from dinov2.data.adapters import NumberedDataset, PositionSeededDataset
 from dinov2.data.registry import build_augmentation
 from dinov2.loss.routing import CropLayout
 from dinov2.utils.errors import UserError
@@ -42,7 +43,7 @@ class Collate:
         rng = None
         if self._seed is not None:
             rng = random.Random(f"masks:{self._seed}:{samples[0][0].get('position', 0)}")
-        return collate_data_and_cast(
+        batch = collate_data_and_cast(
             samples,
             self._mask_ratio,
             self._probability,
@@ -51,6 +52,9 @@ class Collate:
             mask_generator=self._masks,
             rng=rng,
         )
+        # Behind the official keys: a step that breaks must be able to say what it was made of.
+        batch["sample_indices"] = torch.tensor([sample[0]["index"] for sample in samples])
+        return batch
 
 
 def empty_target(_: Any) -> tuple[()]:
@@ -58,14 +62,69 @@ def empty_target(_: Any) -> tuple[()]:
     return ()
 
 
-def make_batches(cfg: DictConfig, layout: CropLayout, *, start_iteration: int, dtype: torch.dtype) -> Iterable[Any]:
-    """An endless iterable of collated batches, beginning with the batch of `start_iteration`.
+class Batches:
+    """An endless iterable of the lists of collated batches that make one step each."""
+
+    def __init__(self, dataset: Any, loader: Iterable[Any], *, per_step: int) -> None:
+        self._dataset = dataset
+        self._loader = loader
+        self._per_step = per_step
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        batches = iter(self._loader)
+        while True:
+            yield [next(batches) for _ in range(self._per_step)]
+
+    def describe_sample(self, index: int) -> str:
+        """What a user may read of a sample: the data set's `sample_name(index)` where it has one, else the index."""
+        name_of = getattr(self._dataset, "sample_name", None)
+        return f"{index} ({name_of(index)})" if name_of is not None else str(index)
+
+
+def make_batches(
+    cfg: DictConfig, layout: CropLayout, *, start_iteration: int, dtype: torch.dtype, samples_seen: int = 0
+) -> Batches:
+    """The batches of a run, beginning with those of `start_iteration`.
 
     dtype: of crops that leave the augmentation as floats; uint8 crops stay uint8 and are normalised on the device.
+    samples_seen: of all processes, before `start_iteration`; where the sampler `seeded` goes on.
     """
-    if cfg.train.sampler not in SAMPLERS:
-        raise UserError(f"train.sampler is '{cfg.train.sampler}'. Allowed: {', '.join(SAMPLERS)}.")
-    seeded = cfg.train.sampler == "seeded"
+    train = cfg.train
+    if train.sampler not in SAMPLERS:
+        raise UserError(f"train.sampler is '{train.sampler}'. Allowed: {', '.join(SAMPLERS)}.")
+    if train.gradient_accumulation_steps < 1:
+        raise UserError(f"train.gradient_accumulation_steps is {train.gradient_accumulation_steps}; 1 is the least.")
+    _check_crop_sizes(cfg)
+    seeded = train.sampler == "seeded"
+    augmentation = build_augmentation(cfg, layout)
+    plain = make_dataset(dataset_str=train.dataset_path, transform=augmentation, target_transform=empty_target)
+    dataset: Any = NumberedDataset(plain)
+    if seeded:
+        # Augmentations that draw from global random states become a function of (seed, position) too.
+        dataset = PositionSeededDataset(dataset, seed=train.seed)
+    n_processes = distributed.get_global_size()
+    if len(plain) < train.batch_size_per_gpu * n_processes:
+        raise UserError(
+            f"The data set {train.dataset_path} has {len(plain)} samples, fewer than one batch "
+            f"(train.batch_size_per_gpu={train.batch_size_per_gpu}, {n_processes} processes). Lower the batch size or give "
+            "more data."
+        )
+    loader = make_data_loader(
+        dataset=dataset,
+        batch_size=train.batch_size_per_gpu,
+        num_workers=train.num_workers,
+        shuffle=True,
+        # The official sampler is seeded by the start iteration and never advanced: kept as the default.
+        seed=train.seed if seeded else start_iteration,
+        sampler_type=SamplerType.SEEDED_INFINITE if seeded else SamplerType.SHARDED_INFINITE,
+        sampler_advance=samples_seen // n_processes if seeded else 0,
+        drop_last=True,
+        collate_fn=Collate(cfg, dtype=dtype, seed=train.seed if seeded else None),
+    )
+    return Batches(plain, loader, per_step=train.gradient_accumulation_steps)
+
+
+def _check_crop_sizes(cfg: DictConfig) -> None:
     patch = cfg.student.patch_size
     for name in ("global_crops_size", "local_crops_size"):
         used = name == "global_crops_size" or cfg.crops.local_crops_number > 0
@@ -75,25 +134,3 @@ def make_batches(cfg: DictConfig, layout: CropLayout, *, start_iteration: int, d
                 f"crops.{name} is {cfg.crops[name]}, not a multiple of student.patch_size {patch}. "
                 f"Use {max(low, patch)} or {low + patch}."
             )
-    augmentation = build_augmentation(cfg, layout)
-    dataset = make_dataset(dataset_str=cfg.train.dataset_path, transform=augmentation, target_transform=empty_target)
-    if seeded:
-        # Augmentations that draw from global random states become a function of (seed, position) too.
-        dataset = PositionSeededDataset(dataset, seed=cfg.train.seed)
-    if len(dataset) < cfg.train.batch_size_per_gpu:
-        raise UserError(
-            f"The data set {cfg.train.dataset_path} has {len(dataset)} samples, fewer than one batch "
-            f"(train.batch_size_per_gpu={cfg.train.batch_size_per_gpu}). Lower the batch size or give more data."
-        )
-    return make_data_loader(
-        dataset=dataset,
-        batch_size=cfg.train.batch_size_per_gpu,
-        num_workers=cfg.train.num_workers,
-        shuffle=True,
-        # The official sampler is seeded by the start iteration and never advanced: kept as the default.
-        seed=cfg.train.seed if seeded else start_iteration,
-        sampler_type=SamplerType.SEEDED_INFINITE if seeded else SamplerType.SHARDED_INFINITE,
-        sampler_advance=start_iteration * cfg.train.batch_size_per_gpu if seeded else 0,
-        drop_last=True,
-        collate_fn=Collate(cfg, dtype=dtype, seed=cfg.train.seed if seeded else None),
-    )

@@ -1,66 +1,94 @@
-"""Checkpoint folders that are either whole or not there; used by the train loop.
+"""The checkpoints of a run: `checkpoints/<iteration>/`, each whole or not there; used by the train loop.
 
-    checkpoints/0000499/state.pth     everything an exact resume needs: model, optimizer, scaler, loss centres, RNG states
-    checkpoints/0000499/meta.json     what it is, in words; size and SHA-256 of state.pth
-
-A folder is written under a temporary name, flushed to disk and renamed. On start the newest folder whose hash holds is used;
-a damaged one is named in the log and the one before it taken.
+A folder holds everything that an exact resume needs, and its tensors can be read by any number of processes (layout and
+guarantees: `dinov2.fsdp.storage`). On start the newest folder whose hashes hold is used; a damaged one is named in the log
+and the one before it taken.
 """
 
-import json
 import logging
-import os
 import shutil
+import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch.distributed as dist
+from torch import Tensor
 
-from dinov2.utils.files import file_sha256
+from dinov2 import distributed
+from dinov2.fsdp.storage import TensorFolder, read_meta
 
 logger = logging.getLogger("dinov2")
 
-FORMAT_VERSION = 1
-_STATE, _META = "state.pth", "meta.json"
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a checkpoint holds.
+
+    tensors: by name, those that all processes share or have shards of; own: of this process (random states), tensors and plain
+    values; facts: readable entries of meta.json.
+    """
+
+    tensors: Mapping[str, Tensor]
+    own: Mapping[str, Any]
+    facts: Mapping[str, Any]
 
 
 class Checkpointer:
-    """Saves and finds the checkpoints of one run."""
+    """Saves and finds the checkpoints of one run. All processes of the run call every method."""
 
-    def __init__(self, folder: str | Path, *, keep: int = 3) -> None:
-        """folder: `<output_dir>/checkpoints`; keep: how many of the newest ones stay."""
+    def __init__(self, folder: str | Path, *, keep: int = 3, in_background: bool = False) -> None:
+        """folder: `<output_dir>/checkpoints`; keep: how many of the newest ones stay.
+
+        in_background: `save` returns as soon as the state is copied to main memory; files are written beside the training.
+        """
         self.folder = Path(folder)
         self.keep = max(keep, 1)
+        self._writing: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._in_background = in_background
+        # On the default group the writer's collectives would mix with those of the training.
+        own_group = in_background and distributed.get_global_size() > 1
+        self._group: Any = dist.new_group(backend="gloo") if own_group else None
 
-    def save(self, state: Mapping[str, Any], *, iteration: int, facts: Mapping[str, Any] | None = None) -> Path:
-        """Write the state after `iteration` (0-based index of the last finished step); older ones beyond `keep` go.
+    def save(self, state: TrainingState, *, iteration: int) -> Path:
+        """Write the state after `iteration` (0-based index of the last finished step); older ones beyond `keep` go."""
+        self.wait()
+        folder = TensorFolder(self.folder / f"{iteration:07d}", group=self._group)
+        facts = {"iteration": iteration, **state.facts}
+        folder.prepare()
+        if not self._in_background:
+            folder.write_tensors(state.tensors)
+            self._finish(folder, state.own, facts)
+            return folder.folder
+        written = folder.start_writing_tensors(state.tensors)
 
-        facts: readable entries for meta.json. The state may hold tensors and plain Python values only, so that it can be
-        loaded with `weights_only=True`.
-        """
-        final = self.folder / f"{iteration:07d}"
-        temporary = self.folder / f".{iteration:07d}.partial"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        torch.save(dict(state), temporary / _STATE)
-        meta = {
-            "format_version": FORMAT_VERSION,
-            "iteration": iteration,
-            "size_bytes": (temporary / _STATE).stat().st_size,
-            "sha256": file_sha256(temporary / _STATE),
-            **(facts or {}),
-        }
-        (temporary / _META).write_text(json.dumps(meta, indent=2) + "\n")
-        for name in (_STATE, _META):
-            _flush(temporary / name)
-        if final.exists():
-            shutil.rmtree(final)  # an earlier run of the same step; its replacement is whole and flushed
-        temporary.rename(final)
-        _flush(self.folder)
-        for old in self.iterations()[: -self.keep]:
-            shutil.rmtree(self.folder / f"{old:07d}")
-        return final
+        def finish() -> None:
+            try:
+                written.result()
+                self._finish(folder, state.own, facts)
+            except BaseException as error:  # raised again by wait(), in the training's own thread
+                self._failure = error
+
+        self._writing = threading.Thread(target=finish, name="checkpoint")
+        self._writing.start()
+        return folder.folder
+
+    def _finish(self, folder: TensorFolder, own: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        folder.finish(own, facts)
+        if distributed.is_main_process():
+            for old in self.iterations()[: -self.keep]:
+                shutil.rmtree(self.folder / f"{old:07d}")
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more; raises what went wrong while writing."""
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
 
     def iterations(self) -> list[int]:
         """Iterations of all finished checkpoint folders, ascending."""
@@ -68,38 +96,46 @@ class Checkpointer:
             return []
         return sorted(int(p.name) for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit())
 
-    def load_newest(self, map_location: torch.device | str = "cpu") -> dict[str, Any] | None:
-        """The state of the newest whole checkpoint with its `iteration`, or None when there is none."""
-        for iteration in reversed(self.iterations()):
-            folder = self.folder / f"{iteration:07d}"
-            fault = self.fault(folder)
+    def describe_newest(self) -> str:
+        """A sentence for messages: which checkpoint a run would go on from."""
+        iterations = self.iterations()
+        if not iterations:
+            return "There is no checkpoint yet."
+        return f"The last good checkpoint is {self.folder.name}/{iterations[-1]:07d}; the same command goes on from it."
+
+    def find_newest(self) -> "StoredCheckpoint | None":
+        """The newest whole checkpoint, or None when there is none; damaged ones are named in the log."""
+        for iteration in reversed(distributed.broadcast_object(self.iterations())):
+            folder = TensorFolder(self.folder / f"{iteration:07d}")
+            fault = folder.fault()
             if fault is None:
-                state = torch.load(folder / _STATE, map_location=map_location, weights_only=True)
-                return {**state, "iteration": iteration}
-            logger.warning("checkpoint %s is not usable (%s); trying the one before it", folder.name, fault)
-        return None
-
-    @staticmethod
-    def fault(folder: Path) -> str | None:
-        """What is wrong with a checkpoint folder, or None. torch.load itself does not notice flipped bits."""
-        try:
-            meta = json.loads((folder / _META).read_text())
-            size, digest, version = meta["size_bytes"], meta["sha256"], meta["format_version"]
-            if version != FORMAT_VERSION:
-                return f"format version {version}, this code reads {FORMAT_VERSION}"
-            found = (folder / _STATE).stat().st_size
-        except (OSError, ValueError, KeyError) as error:
-            return f"{_META} or {_STATE} is missing or unreadable: {type(error).__name__}"
-        if found != size:
-            return f"{_STATE} has {found} bytes, {size} were written"
-        if file_sha256(folder / _STATE) != digest:
-            return f"the SHA-256 of {_STATE} differs from the one written"
+                return StoredCheckpoint(folder)
+            logger.warning("checkpoint %s is not usable (%s); trying the one before it", folder.folder.name, fault)
         return None
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+class StoredCheckpoint:
+    """A whole checkpoint on disk."""
+
+    def __init__(self, folder: TensorFolder) -> None:
+        self._folder = folder
+        self.facts: dict[str, Any] = read_meta(folder.folder)
+        self.iteration: int = self.facts["iteration"]
+
+    @property
+    def name(self) -> str:
+        return self._folder.folder.name
+
+    def names(self) -> list[str]:
+        """Names of the stored tensors."""
+        return self._folder.names()
+
+    def read_tensors(self, into: Mapping[str, Tensor]) -> None:
+        """Fill these tensors with the stored ones of the same names; raises `UserError` where names or shapes differ."""
+        self._folder.read_tensors(into)
+
+    def read_own(self) -> dict[str, Any] | None:
+        """What the process of this rank wrote of its own; None when the run had another number of processes."""
+        if self.facts["world_size"] != distributed.get_global_size():
+            return None
+        return self._folder.read_own()

@@ -6,11 +6,10 @@ import logging
 import torch
 from omegaconf import DictConfig
 
+from dinov2.utils.dtype import PRECISIONS
 from dinov2.utils.errors import UserError
 
 logger = logging.getLogger("dinov2")
-
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def autocast_dtype(cfg: DictConfig, device: torch.device) -> torch.dtype | None:
@@ -20,11 +19,11 @@ def autocast_dtype(cfg: DictConfig, device: torch.device) -> torch.dtype | None:
     because the CPU has no float16 matrix units and no gradient scaling is needed.
     """
     name = cfg.compute_precision.student.backbone.mixed_precision.param_dtype
-    if name not in _DTYPES:
+    if name not in PRECISIONS:
         raise UserError(
-            f"compute_precision.student.backbone.mixed_precision.param_dtype is '{name}'. Allowed: {', '.join(_DTYPES)}."
+            f"compute_precision.student.backbone.mixed_precision.param_dtype is '{name}'. Allowed: {', '.join(PRECISIONS)}."
         )
-    dtype = _DTYPES[name]
+    dtype = PRECISIONS[name]
     if dtype == torch.float32 or (dtype == torch.float16 and device.type == "cpu"):
         return None
     return dtype

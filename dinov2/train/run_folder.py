@@ -21,8 +21,20 @@ MAY_DIFFER = (
     "train.cpu_threads",
     "train.checkpoints_to_keep",
     "train.checkpoint_period_iterations",
+    "train.checkpoint_in_background",
+    "train.tensorboard",
+    "train.peak_tflops",
+    "train.on_nonfinite",
+    "train.max_nonfinite_steps",
+    # Another number of processes may divide the same total batch; a different total changes optim.lr, which is compared.
+    "train.batch_size_per_gpu",
+    "train.gradient_accumulation_steps",
     "train.log_period_iterations",
     "evaluation.eval_period_iterations",
+    "evaluation.probe_period_iterations",
+    "evaluation.probe_train_dataset",
+    "evaluation.probe_val_dataset",
+    "evaluation.probe_k",
 )
 """Keys that may change between two starts of the same run, because no weight depends on them."""
 

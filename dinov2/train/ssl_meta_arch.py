@@ -6,18 +6,20 @@ M masked patches, K prototypes, D embedding width. Crops of a batch are stacked 
 
 import logging
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from dinov2.layers import DINOHead
+from dinov2.fsdp import gradient_sync, local_tensor, reshard_fsdp_model
 from dinov2.loss import DINOLoss, KoLeoLoss, iBOTPatchLoss
 from dinov2.loss.dino_clstoken_loss import cross_entropy_matrix
 from dinov2.loss.routing import CropSlots, build_router
 from dinov2.models import build_model_from_cfg
+from dinov2.train.device_batch import count_single_images, masked_patches, slots_of, to_device
+from dinov2.train.heads import build_heads
+from dinov2.train.parallel import is_sharded, make_parallel, set_up_blocks
 from dinov2.train.precision import autocast, autocast_dtype, grad_scaler
 from dinov2.utils.errors import UserError
 from dinov2.utils.param_groups import fuse_params_groups, get_params_groups_with_decay
@@ -69,17 +71,26 @@ class SSLMetaArch(nn.Module):
         student_backbone, teacher_backbone, self.embed_dim = build_model_from_cfg(cfg)
         if cfg.student.pretrained_weights:
             load_pretrained_weights(student_backbone, cfg.student.pretrained_weights, "model")
-        self.student = nn.ModuleDict({"backbone": student_backbone, **self._heads(teacher=False)})
-        self.teacher = nn.ModuleDict({"backbone": teacher_backbone, **self._heads(teacher=True)})
+        self.student = nn.ModuleDict({"backbone": student_backbone, **build_heads(cfg, self.embed_dim, teacher=False)})
+        self.teacher = nn.ModuleDict({"backbone": teacher_backbone, **build_heads(cfg, self.embed_dim, teacher=True)})
         self.teacher.requires_grad_(False)
         subtract_max = cfg.train.sinkhorn_subtract_max
         self.dino_loss = DINOLoss(self.dino_out_dim, sinkhorn_subtract_max=subtract_max)
-        self.koleo_loss = KoLeoLoss(cast_to_fp32=cfg.dino.koleo_in_fp32)
-        self.ibot_patch_loss = iBOTPatchLoss(self.ibot_out_dim, sinkhorn_subtract_max=subtract_max)
+        self.koleo_loss = KoLeoLoss(
+            cast_to_fp32=cfg.dino.koleo_in_fp32, over_all_processes=cfg.dino.koleo_over_all_processes
+        )
+        self.ibot_patch_loss = iBOTPatchLoss(
+            self.ibot_out_dim,
+            sinkhorn_subtract_max=subtract_max,
+            center_over_all_patches=cfg.ibot.center_over_all_patches,
+        )
 
         self._pixel_mean, self._pixel_std = (list(cfg.augmentation[k]) for k in ("mean", "std"))
         self.fp16_scaler: torch.amp.GradScaler | None = None
         self._autocast_dtype: torch.dtype | None = None
+        # What is called in place of the modules, once they are spread over processes; not registered, so that names stay.
+        self._student_calls: dict[str, nn.Module] = dict(self.student.items())
+        self._teacher_calls: dict[str, nn.Module] = dict(self.teacher.items())
         self.diagnostics: dict[str, Tensor] = {}
         """Of the last step, detached: entropy of the teacher's targets and of their mean over the batch, in nats; where the
         routing asks for several images of a sample, how many samples of the batch had only one."""
@@ -98,32 +109,6 @@ class SSLMetaArch(nn.Module):
                 "share no crop, so that masked patches have no target. Set ibot.loss_weight=0."
             )
 
-    def _heads(self, *, teacher: bool) -> dict[str, nn.Module]:
-        dino, ibot = self.cfg.dino, self.cfg.ibot
-        normalisation: dict[str, Any] = (
-            {"bottleneck_norm": dino.head_teacher_norm}
-            if teacher
-            else {"normalise": dino.head_student_normalise, "scale": dino.head_student_scale}
-        )
-        build = partial(DINOHead, in_dim=self.embed_dim, freeze_prototypes=dino.head_freeze_prototypes, **normalisation)
-        heads: dict[str, nn.Module] = {
-            "dino_head": build(
-                out_dim=dino.head_n_prototypes,
-                hidden_dim=dino.head_hidden_dim,
-                bottleneck_dim=dino.head_bottleneck_dim,
-                nlayers=dino.head_nlayers,
-            )
-        }
-        if self.do_ibot and self.ibot_separate_head:
-            heads["ibot_head"] = DINOHead(
-                in_dim=self.embed_dim,
-                out_dim=ibot.head_n_prototypes,
-                hidden_dim=ibot.head_hidden_dim,
-                bottleneck_dim=ibot.head_bottleneck_dim,
-                nlayers=ibot.head_nlayers,
-            )
-        return heads
-
     @property
     def device(self) -> torch.device:
         return self.dino_loss.center.device
@@ -133,61 +118,36 @@ class SSLMetaArch(nn.Module):
             "SSLMetaArch is trained through forward_backward(); use .student or .teacher to embed."
         )
 
-    def forward_backward(self, images: Mapping[str, Any], teacher_temp: float) -> dict[str, Tensor]:
+    def forward_backward(
+        self, images: Mapping[str, Any], teacher_temp: float, *, n_accumulated: int = 1, is_last: bool = True
+    ) -> dict[str, Tensor]:
         """One forward and backward pass; gradients are left on the student's parameters.
 
         images: a batch of `dinov2.data.collate_data_and_cast`. Returns the displayed losses, detached (see `_losses`).
+        n_accumulated: batches whose gradients are averaged into one step; is_last: whether this is the last one of them, after
+        which gradients and centres are joined over all processes.
         """
-        batch = self._on_device(images)
-        slots = self._slots(batch)
-        self.diagnostics = self._count_single_images(slots)
-        with autocast(self.device, self._autocast_dtype):
-            targets = self._teacher_targets(batch, slots, teacher_temp)
-            student = self._student_outputs(batch, slots)
-            loss, displayed = self._losses(batch, slots, targets, student)
-        self.backprop_loss(loss)
+        batch = to_device(images, self.device, mean=self._pixel_mean, std=self._pixel_std)
+        slots = slots_of(batch, self.router.layout)
+        self.diagnostics = count_single_images(slots, self.router.layout)
+        for loss_module in (self.dino_loss, self.ibot_patch_loss):
+            loss_module.accumulating = not is_last
+        with gradient_sync(self._student_calls.values(), enabled=is_last):
+            with autocast(self.device, self._autocast_dtype):
+                targets = self._teacher_targets(batch, slots, teacher_temp)
+                student = self._student_outputs(batch, slots)
+                loss, displayed = self._losses(batch, slots, targets, student)
+            self.backprop_loss(loss / n_accumulated)
         return displayed
 
     def backprop_loss(self, loss: Tensor) -> None:
         """Back-propagate, scaled where float16 gradients would underflow."""
         (self.fp16_scaler.scale(loss) if self.fp16_scaler is not None else loss).backward()
 
-    # -- the batch ----------------------------------------------------------------------------------------------------
-
-    def _on_device(self, images: Mapping[str, Any]) -> dict[str, Any]:
-        batch = {
-            key: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
-            for key, value in images.items()
-        }
-        for key in ("collated_global_crops", "collated_local_crops", "collated_global_crops_teacher"):
-            if key in batch and batch[key].dtype == torch.uint8:
-                batch[key] = self._normalise(batch[key])
-        return batch
-
-    def _normalise(self, crops: Tensor) -> Tensor:
-        """uint8 [n, 1 or 3, H, W] -> float32 [n, 3, H, W] with the configured mean and deviation; grey is repeated."""
-        mean, std = (
-            crops.new_tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (self._pixel_mean, self._pixel_std)
-        )
-        return (crops.float().div(255.0) - mean) / std
-
-    def _slots(self, batch: Mapping[str, Any]) -> CropSlots:
-        if "crop_sources_teacher_globals" in batch:
-            return CropSlots(
-                student_globals=batch["crop_sources_student_globals"],
-                student_locals=batch["crop_sources_student_locals"],
-                teacher_globals=batch["crop_sources_teacher_globals"],
-                n_shared=batch["n_shared"],
-            )
-        layout = self.router.layout
-        batch_size = batch["collated_global_crops"].shape[0] // len(layout.student_globals)
-        return CropSlots.of_layout(layout, batch_size, self.device)
-
-    def _count_single_images(self, slots: CropSlots) -> dict[str, Tensor]:
-        if self.router.layout.n_sources < 2:
-            return {}
-        sources = torch.cat([slots.student_globals, slots.student_locals, slots.teacher_globals])
-        return {"single_image_samples": (sources == sources[0]).all(0).sum().float()}
+    def discard_step(self) -> None:
+        """Forget what the passes since the last step left behind besides gradients: the centres' pending moves."""
+        for loss_module in (self.dino_loss, self.ibot_patch_loss):
+            loss_module.discard_center_update()
 
     # -- teacher ------------------------------------------------------------------------------------------------------
 
@@ -196,14 +156,16 @@ class SSLMetaArch(nn.Module):
         crops = batch.get("collated_global_crops_teacher", batch["collated_global_crops"])
         n_teacher, batch_size = slots.teacher_globals.shape
         groups = batch["teacher_groups"].flatten() if "teacher_groups" in batch else None
-        tokens = self.teacher["backbone"](crops, is_training=True)
-        cls_logits = self.teacher["dino_head"](tokens["x_norm_clstoken"], groups=groups)  # [T*B, K]
+        tokens = self._teacher_calls["backbone"](crops, is_training=True)
+        cls_logits = self._teacher_calls["dino_head"](tokens["x_norm_clstoken"], groups=groups)  # [T*B, K]
         cls = self._centre_cls(cls_logits.float(), teacher_temp, groups)
         patches = None
         if self.do_ibot:
-            masked = self._masked_patches(tokens["x_norm_patchtokens"], batch)
-            head = self.teacher["ibot_head"] if self.ibot_separate_head else self.teacher["dino_head"]
+            masked = masked_patches(tokens["x_norm_patchtokens"], batch)
+            head = self._teacher_calls["ibot_head" if self.ibot_separate_head else "dino_head"]
             patches = self._centre_patches(head(masked).float(), teacher_temp, batch["n_masked_patches"])
+        # The average that follows changes the shards: the next pass must gather them anew.
+        reshard_fsdp_model(self.teacher)
         self._diagnose(cls)
         return TeacherTargets(cls=cls.view(n_teacher, batch_size, -1), patches=patches)
 
@@ -240,29 +202,24 @@ class SSLMetaArch(nn.Module):
         crops, masks = [batch["collated_global_crops"]], [batch["collated_masks"]]
         if n_local:
             crops, masks = [*crops, batch["collated_local_crops"]], [*masks, None]
-        global_tokens, *local_tokens = self.student["backbone"](crops, masks=masks, is_training=True)
+        global_tokens, *local_tokens = self._student_calls["backbone"](crops, masks=masks, is_training=True)
         global_cls = global_tokens["x_norm_clstoken"]  # [S*B, D]
         local_cls = local_tokens[0]["x_norm_clstoken"] if n_local else global_cls[:0]  # [L*B, D]
 
         rows = [local_cls, global_cls]
-        masked = self._masked_patches(global_tokens["x_norm_patchtokens"], batch) if self.do_ibot else None
+        masked = masked_patches(global_tokens["x_norm_patchtokens"], batch) if self.do_ibot else None
         if masked is not None and not self.ibot_separate_head:
             rows.append(masked)
-        logits = self.student["dino_head"](torch.cat(rows)).split([len(r) for r in rows])
+        logits = self._student_calls["dino_head"](torch.cat(rows)).split([len(r) for r in rows])
         patches = None
         if masked is not None:
-            patches = self.student["ibot_head"](masked) if self.ibot_separate_head else logits[2]
+            patches = self._student_calls["ibot_head"](masked) if self.ibot_separate_head else logits[2]
         return StudentOutputs(
             global_cls=logits[1].unflatten(0, (n_global, batch_size)),
             local_cls=logits[0].unflatten(0, (n_local, batch_size)),
             patches=patches,
             global_tokens=global_cls.unflatten(0, (n_global, batch_size)),
         )
-
-    @staticmethod
-    def _masked_patches(patch_tokens: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        """[crops*B, N, D] -> [M, D]. Shared slots come first for student and teacher, so one index serves both."""
-        return patch_tokens.flatten(0, 1).index_select(0, batch["mask_indices_list"])
 
     # -- losses -------------------------------------------------------------------------------------------------------
 
@@ -308,8 +265,8 @@ class SSLMetaArch(nn.Module):
     @torch.no_grad()
     def update_teacher(self, m: float) -> None:
         """Exponential moving average: teacher = m * teacher + (1 - m) * student."""
-        teacher: list[Tensor] = list(self.teacher.parameters())
-        student: list[Tensor] = list(self.student.parameters())
+        teacher = [local_tensor(parameter) for parameter in self.teacher.parameters()]
+        student = [local_tensor(parameter) for parameter in self.student.parameters()]
         torch._foreach_mul_(teacher, m)
         torch._foreach_add_(teacher, student, alpha=1 - m)
 
@@ -336,12 +293,22 @@ class SSLMetaArch(nn.Module):
         return [g for module in self.student.values() for g in self.get_maybe_fused_params_for_submodel(module)]
 
     def prepare_for_distributed_training(self) -> None:
-        """Start the teacher as a copy of the student, and settle device-dependent arithmetic. Call once, on the device."""
+        """Start the teacher as a copy of the student, and settle how both run on their device and processes. Call once."""
         if has_batchnorms(self.student):
             raise UserError(
                 "BatchNorm in the student is not supported: its running statistics would not reach the teacher."
             )
         for name in self.student:
             self.teacher[name].load_state_dict(self.student[name].state_dict())
-        self._autocast_dtype = autocast_dtype(self.cfg, self.device)
-        self.fp16_scaler = grad_scaler(self.cfg, self.device, self._autocast_dtype)
+        if not self.do_dino and self.ibot_separate_head:
+            self.student["dino_head"].requires_grad_(False)  # no term of the loss reaches it
+        train = self.cfg.train
+        checkpointing = {"student": train.activation_checkpointing, "teacher": False}  # the teacher keeps none anyway
+        for who, modules in (("student", self.student), ("teacher", self.teacher)):
+            set_up_blocks(modules, checkpoint_activations=checkpointing[who], compiled=train.compile)
+        self._student_calls = make_parallel(self.cfg, self.student, who="student")
+        self._teacher_calls = make_parallel(self.cfg, self.teacher, who="teacher")
+        reduced = autocast_dtype(self.cfg, self.device)
+        self.fp16_scaler = grad_scaler(self.cfg, self.device, reduced)
+        # Sharded modules cast their own weights and inputs.
+        self._autocast_dtype = None if all(is_sharded(self.cfg, name) for name in self.student) else reduced

@@ -1,31 +1,30 @@
-"""The train loop: `python -m dinov2.train.train --config-file F --output-dir D [key=value ...]`.
-
-A step is schedules -> forward and backward -> clip each sub-module -> check -> optimizer -> teacher; the official order.
-"""
+"""The train loop: `python -m dinov2.train.train --config-file F --output-dir D [key=value ...]`, alone, by torchrun or SLURM."""
 
 import argparse
+import contextlib
 import logging
-import math
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from dinov2 import distributed
+from dinov2.fsdp import full_tensor
 from dinov2.logging import MetricLogger
 from dinov2.train.batches import make_batches
 from dinov2.train.checkpoint import Checkpointer
+from dinov2.train.guard import NonFiniteLossError
 from dinov2.train.precision import autocast_dtype
 from dinov2.train.run_folder import claim_output_dir, set_aside_checkpoints, sole_owner
-from dinov2.train.schedules import Schedules, apply_optim_scheduler, build_schedulers
+from dinov2.train.schedules import apply_optim_scheduler, build_schedulers
 from dinov2.train.ssl_meta_arch import SSLMetaArch
+from dinov2.train.trainer import Batch, Trainer, build_optimizer
 from dinov2.utils.config import setup, write_config
 from dinov2.utils.device import cpu_threads, resolve_device
 from dinov2.utils.errors import UserError
@@ -60,84 +59,23 @@ def get_args_parser(add_help: bool = True) -> argparse.ArgumentParser:
     return parser
 
 
-def build_optimizer(cfg: DictConfig, params_groups: list[dict[str, Any]]) -> torch.optim.AdamW:
-    """AdamW; learning rate and weight decay are written into the groups at every step."""
-    return torch.optim.AdamW(params_groups, betas=(cfg.optim.adamw_beta1, cfg.optim.adamw_beta2))
-
-
-class Trainer:
-    """One run in one process: model, optimizer and schedules, and the step that ties them."""
-
-    def __init__(self, cfg: DictConfig, model: SSLMetaArch) -> None:
-        self.cfg = cfg
-        self.model = model
-        self.optimizer = build_optimizer(cfg, model.get_params_groups())
-        self.schedules: Schedules = build_schedulers(cfg)
-        self.max_iteration: int = cfg.optim.epochs * cfg.train.OFFICIAL_EPOCH_LENGTH
-
-    def train_step(self, batch: dict[str, Any], iteration: int) -> dict[str, Tensor]:
-        """One optimisation step; returns the displayed losses, still on the device."""
-        schedules = self.schedules
-        apply_optim_scheduler(
-            self.optimizer, schedules.lr[iteration], schedules.wd[iteration], schedules.last_layer_lr[iteration]
-        )
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = self.model.forward_backward(batch, teacher_temp=schedules.teacher_temp[iteration])
-        self._clip_and_step(losses, iteration)
-        self.model.update_teacher(schedules.momentum[iteration])
-        return losses
-
-    def _clip_and_step(self, losses: dict[str, Tensor], iteration: int) -> None:
-        """Clip each student sub-module on its own, refuse non-finite losses before weights can change, and step."""
-        scaler = self.model.fp16_scaler
-        if scaler is not None:
-            scaler.unscale_(self.optimizer)
-        if self.cfg.optim.clip_grad:
-            for module in self.model.student.values():
-                torch.nn.utils.clip_grad_norm_(module.parameters(), max_norm=self.cfg.optim.clip_grad)
-        if not math.isfinite(float(sum(losses.values()))):
-            broken = [name for name, value in losses.items() if not math.isfinite(float(value))]
-            raise FloatingPointError(
-                f"Non-finite loss at iteration {iteration}: {', '.join(broken)}. The weights were not changed. Causes seen: too "
-                "high a learning rate for the batch size (optim.base_lr), float16 (compute_precision), duplicate images "
-                "(dino.koleo_loss_weight)."
-            )
-        if scaler is not None:
-            scaler.step(self.optimizer)
-            scaler.update()
-        else:
-            self.optimizer.step()
-
-    def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on besides the configuration and the data."""
-        scaler = self.model.fp16_scaler
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else {},
-            "rng_torch": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """The reverse of `state`; the random states come last, since building things draws from them."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.model.fp16_scaler is not None and state["scaler"]:
-            self.model.fp16_scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng_torch"].cpu())
-        if torch.cuda.is_available() and len(state["rng_cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([s.cpu() for s in state["rng_cuda"]])
-
-
 def do_test(cfg: DictConfig, model: SSLMetaArch, iteration: int | str) -> Path:
-    """Write `eval/<iteration>/teacher_checkpoint.pth`: {"teacher": state dict}, float32, official keys."""
+    """Write `eval/<iteration>/teacher_checkpoint.pth`: {"teacher": state dict}, float32, official keys.
+
+    All processes call it, for each holds a part of a sharded teacher; the main one writes.
+    """
     folder = Path(cfg.train.output_dir) / "eval" / str(iteration)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "teacher_checkpoint.pth"
-    temporary = folder / ".teacher_checkpoint.partial"
-    torch.save({"teacher": model.teacher.state_dict()}, temporary)
-    temporary.replace(path)
+    state = OrderedDict()
+    for name, value in model.teacher.state_dict().items():
+        whole = full_tensor(value)
+        if distributed.is_main_process():
+            state[name] = whole.cpu()
+    if distributed.is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / ".teacher_checkpoint.partial"
+        torch.save({"teacher": state}, temporary)
+        temporary.replace(path)
     return path
 
 
@@ -145,50 +83,65 @@ def do_train(cfg: DictConfig, model: SSLMetaArch, resume: bool = False) -> dict[
     """Train to `optim.epochs`; returns the global average of every displayed value."""
     model.train()
     model.prepare_for_distributed_training()
-    trainer = Trainer(cfg, model)
     output = Path(cfg.train.output_dir)
-    checkpointer = Checkpointer(output / "checkpoints", keep=cfg.train.checkpoints_to_keep)
-    start = 0
-    if resume and (state := checkpointer.load_newest(model.device)) is not None:
-        start = state["iteration"] + 1
-        logger.info("resuming after iteration %d", state["iteration"])
-    else:
-        state = None
+    checkpointer = Checkpointer(
+        output / "checkpoints", keep=cfg.train.checkpoints_to_keep, in_background=cfg.train.checkpoint_in_background
+    )
+    trainer = Trainer(cfg, model, last_good=checkpointer.describe_newest)
+    stored = checkpointer.find_newest() if resume else None
+    start, samples_seen = 0, 0
+    if stored is not None:
+        trainer.load_tensors(stored)
+        start, samples_seen = stored.iteration + 1, stored.facts["samples_seen"]
+        logger.info("resuming after iteration %d, %d samples", stored.iteration, samples_seen)
     dtype = autocast_dtype(cfg, model.device) or torch.float32
-    batches = make_batches(cfg, model.router.layout, start_iteration=start, dtype=dtype)
-    if state is not None:
-        trainer.load_state(state)
-    _drop_metrics_after(output / "training_metrics.json", start)
-
-    period = cfg.train.checkpoint_period_iterations or 3 * cfg.train.OFFICIAL_EPOCH_LENGTH
-    eval_period = cfg.evaluation.eval_period_iterations
-    metrics = MetricLogger(delimiter="  ", output_file=output / "training_metrics.json")
-    header, log_period = "Training", cfg.train.log_period_iterations
+    batches = make_batches(cfg, model.router.layout, start_iteration=start, samples_seen=samples_seen, dtype=dtype)
+    trainer.guard.describe_sample = batches.describe_sample
     if start >= trainer.max_iteration:
         logger.info("training has already reached iteration %d; nothing to do", trainer.max_iteration)
         return {}
-    with stop_requests() as stop:
-        iteration = start
-        for batch in metrics.log_every(batches, log_period, header, trainer.max_iteration, start):
-            losses = trainer.train_step(batch, iteration)
-            _update_meters(metrics, trainer, losses, batch, iteration)
-            is_last = iteration + 1 == trainer.max_iteration
-            if eval_period > 0 and ((iteration + 1) % eval_period == 0 or is_last):
-                do_test(cfg, model, f"training_{iteration}")
-            if (iteration + 1) % period == 0 or is_last or stop.is_set():
-                facts = {"torch": torch.__version__, "world_size": distributed.get_global_size()}
-                checkpointer.save(trainer.state(), iteration=iteration, facts=facts)
-            if stop.is_set() and not is_last:
-                logger.info("stopped after iteration %d; the same command goes on from there", iteration)
-                raise KeyboardInterrupt
-            iteration += 1
+    if distributed.is_main_process():
+        _drop_metrics_after(output / "training_metrics.json", start)
+    if stored is not None:
+        trainer.load_random_states(stored)
+    metrics = MetricLogger(delimiter="  ", output_file=output / "training_metrics.json")
+    try:
+        _steps(cfg, trainer, checkpointer, batches, metrics, start)
+    finally:
+        checkpointer.wait()
     metrics.synchronize_between_processes()
     return {name: meter.global_avg for name, meter in metrics.meters.items()}
 
 
-def _update_meters(
-    metrics: MetricLogger, trainer: Trainer, losses: dict[str, Tensor], batch: dict[str, Any], iteration: int
+def _steps(
+    cfg: DictConfig,
+    trainer: Trainer,
+    checkpointer: Checkpointer,
+    batches: Iterable[Sequence[Batch]],
+    metrics: MetricLogger,
+    start: int,
 ) -> None:
+    """The steps from `start` to the last one, with what happens between them."""
+    period = cfg.train.checkpoint_period_iterations or 3 * cfg.train.OFFICIAL_EPOCH_LENGTH
+    eval_period = cfg.evaluation.eval_period_iterations
+    last = trainer.max_iteration - 1
+    with stop_requests() as stop:
+        steps = metrics.log_every(batches, cfg.train.log_period_iterations, "Training", last + 1, start)
+        for iteration, step_batches in enumerate(steps, start):
+            values = trainer.train_step(step_batches, iteration)
+            _update_meters(metrics, trainer, values, iteration)
+            done, is_last, stopping = iteration + 1, iteration == last, _anyone(stop)
+            if eval_period > 0 and (done % eval_period == 0 or is_last):
+                do_test(cfg, trainer.model, f"training_{iteration}")
+            if done % period == 0 or is_last or stopping:
+                checkpointer.save(trainer.state(iteration), iteration=iteration)
+            if stopping and not is_last:
+                checkpointer.wait()
+                logger.info("stopped after iteration %d; the same command goes on from there", iteration)
+                raise KeyboardInterrupt
+
+
+def _update_meters(metrics: MetricLogger, trainer: Trainer, values: Mapping[str, float] | None, iteration: int) -> None:
     schedules = trainer.schedules
     metrics.update(
         lr=schedules.lr[iteration],
@@ -196,10 +149,15 @@ def _update_meters(
         mom=schedules.momentum[iteration],
         last_layer_lr=schedules.last_layer_lr[iteration],
         current_batch_size=trainer.cfg.train.batch_size_per_gpu,
-        total_loss=float(sum(losses.values())),
-        **losses,
-        **trainer.model.diagnostics,
+        **(values or {}),
     )
+
+
+def _anyone(stop: threading.Event) -> bool:
+    """Whether some process was asked to stop: they must leave together."""
+    asked = torch.tensor([int(stop.is_set())])
+    distributed.all_reduce_max(asked)
+    return bool(asked)
 
 
 def _drop_metrics_after(path: Path, start: int) -> None:
@@ -216,7 +174,7 @@ def _drop_metrics_after(path: Path, start: int) -> None:
     temporary.replace(path)
 
 
-@contextmanager
+@contextlib.contextmanager
 def stop_requests() -> Iterator[threading.Event]:
     """An event that SIGINT or SIGTERM sets, so that the loop can save and leave between two steps.
 
@@ -245,16 +203,14 @@ def stop_requests() -> Iterator[threading.Event]:
 
 def main(args: argparse.Namespace) -> dict[str, float]:
     """Set up and train, or with `--eval-only` write the teacher of the newest checkpoint."""
-    if distributed.launched_world_size() > 1:
-        raise UserError(
-            f"This version trains in one process; the launcher started {distributed.launched_world_size()}. "
-            "Start it without torchrun or with --nproc-per-node 1."
-        )
-    cfg = setup(args, before_writing=claim_output_dir)
-    with sole_owner(Path(cfg.train.output_dir)), cpu_threads(cfg.train.cpu_threads):
+    with distributed.session(), contextlib.ExitStack() as stack:
+        cfg = setup(args, before_writing=claim_output_dir)
+        output = Path(cfg.train.output_dir)
+        distributed.on_main(lambda: stack.enter_context(sole_owner(output)))
+        stack.enter_context(cpu_threads(cfg.train.cpu_threads))
         if args.no_resume:
-            set_aside_checkpoints(Path(cfg.train.output_dir))
-        write_config(cfg, cfg.train.output_dir)
+            distributed.on_main(lambda: set_aside_checkpoints(output))
+        distributed.on_main(lambda: write_config(cfg, output))
         logger.info("configuration:\n%s", OmegaConf.to_yaml(cfg))
         model = SSLMetaArch(cfg).to(resolve_device(cfg.train.device))
         logger.info("loss routing:\n%s", model.router.describe())
@@ -265,24 +221,24 @@ def main(args: argparse.Namespace) -> dict[str, float]:
 
 def _eval_only(cfg: DictConfig, model: SSLMetaArch) -> dict[str, float]:
     folder = Path(cfg.train.output_dir) / "checkpoints"
-    state = Checkpointer(folder).load_newest()
-    if state is None:
+    stored = Checkpointer(folder).find_newest()
+    if stored is None:
         raise UserError(f"--eval-only needs a checkpoint, and {folder} holds none. Train first.")
-    model.load_state_dict(state["model"])
-    logger.info("teacher written to %s", do_test(cfg, model, f"manual_{state['iteration']}"))
+    stored.read_tensors({f"model.{name}": value for name, value in model.state_dict().items()})
+    logger.info("teacher written to %s", do_test(cfg, model, f"manual_{stored.iteration}"))
     return {}
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """The command line with its exit status: 0 done, 2 a user's mistake, 130 stopped by a signal."""
+    """The command line with its exit status: 0 done, 2 a user's mistake, 3 a loss that is not finite, 130 stopped by a signal."""
     args = get_args_parser().parse_args(arguments)
     try:
         main(args)
-    except UserError as error:
+    except (UserError, NonFiniteLossError) as error:
         if args.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(f"{distributed.process_label()}error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 3
     except KeyboardInterrupt:
         return 130
     return 0

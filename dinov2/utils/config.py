@@ -41,7 +41,7 @@ def apply_scaling_rules_to_cfg(cfg: DictConfig) -> DictConfig:
             f"optim.scaling_rule is '{cfg.optim.scaling_rule}'; the only rule is 'sqrt_wrt_1024'. "
             "To set the learning rate itself, give optim.base_lr = wanted * sqrt(1024 / total batch)."
         )
-    total_batch = cfg.train.batch_size_per_gpu * distributed.get_global_size()
+    total_batch = cfg.train.batch_size_per_gpu * cfg.train.gradient_accumulation_steps * distributed.get_global_size()
     cfg.optim.lr = cfg.optim.base_lr * math.sqrt(total_batch / 1024.0)
     return cfg
 

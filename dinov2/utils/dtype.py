@@ -21,6 +21,10 @@ _BY_NAME: dict[str, torch.dtype] = {
 }
 
 
+PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""The names that `compute_precision` uses."""
+
+
 def as_torch_dtype(dtype: TypeSpec) -> torch.dtype:
     """torch.float32 for "float32", np.dtype("float32") or torch.float32. Raises AssertionError for anything unknown."""
     if isinstance(dtype, torch.dtype):

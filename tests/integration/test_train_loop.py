@@ -195,6 +195,29 @@ def test_a_second_process_in_the_same_folder_is_refused_with_the_number_of_the_f
     assert is_free(tmp_path / "run")
 
 
-def test_non_finite_loss_stops_before_the_weights_change(config, intake, tmp_path):
-    with pytest.raises(FloatingPointError, match="Non-finite loss at iteration"):
-        run(arguments(config, intake, tmp_path / "run", "optim.base_lr=1e38", "optim.clip_grad=0"))
+def test_non_finite_loss_stops_before_the_weights_change(config, intake, tmp_path, capsys):
+    command = arguments(config, intake, tmp_path / "run", "optim.base_lr=1e38", "optim.clip_grad=0")
+    assert run(command) == 3
+    said = capsys.readouterr().err
+    assert "Not finite at iteration" in said
+    assert "Process 0: dino_local_crops_loss" in said
+    assert "The last good checkpoint is checkpoints/0000001" in said
+
+
+def test_steps_with_non_finite_losses_are_left_out_up_to_the_limit(config, intake, tmp_path, capsys):
+    out = tmp_path / "run"
+    broken = ["optim.base_lr=1e38", "optim.clip_grad=0", "train.on_nonfinite=skip", "train.max_nonfinite_steps=2"]
+    assert run(arguments(config, intake, out, *broken)) == 3
+    assert "2 steps before it were left out" in capsys.readouterr().err
+    assert "left out (2 in a row, 2 so far)" in (out / "logs" / "log.txt").read_text()
+
+
+def test_accumulated_batches_make_one_step_of_the_larger_batch(config, intake, tmp_path):
+    accumulated = ["train.batch_size_per_gpu=2", "train.gradient_accumulation_steps=2"]
+    # Neighbours and masks are drawn within a batch.
+    whole = ["dino.koleo_loss_weight=0", "student.drop_path_rate=0", "ibot.mask_sample_probability=0"]
+    assert run(arguments(config, intake, tmp_path / "whole", *whole)) == 0
+    assert run(arguments(config, intake, tmp_path / "parts", *whole, *accumulated)) == 0
+    a, b = losses(tmp_path / "whole"), losses(tmp_path / "parts")
+    assert a.keys() == b.keys()
+    assert [a[i] for i in a] == pytest.approx([b[i] for i in b], rel=1e-4)

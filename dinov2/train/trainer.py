@@ -1,0 +1,151 @@
+"""One run in one process: model, optimizer and schedules, and the step that ties them. Called by `do_train`.
+
+A step is schedules -> forward and backward (of each accumulated batch) -> clip each sub-module -> check -> optimizer ->
+teacher; the official order, except that the official code checks after the weights have changed.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from dinov2 import distributed
+from dinov2.fsdp import full_tensor
+from dinov2.train.checkpoint import StoredCheckpoint, TrainingState
+from dinov2.train.guard import NonFiniteGuard
+from dinov2.train.schedules import Schedules, apply_optim_scheduler, build_schedulers
+from dinov2.train.ssl_meta_arch import SSLMetaArch
+from dinov2.train.state import empty_optimizer_state, random_states, set_random_states, training_tensors
+
+logger = logging.getLogger("dinov2")
+
+Batch = Mapping[str, Any]
+
+
+def build_optimizer(cfg: DictConfig, params_groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+    """AdamW; learning rate and weight decay are written into the groups at every step."""
+    return torch.optim.AdamW(params_groups, betas=(cfg.optim.adamw_beta1, cfg.optim.adamw_beta2))
+
+
+class Trainer:
+    """Takes steps, and gives or takes everything that the next step depends on."""
+
+    def __init__(self, cfg: DictConfig, model: SSLMetaArch, *, last_good: Callable[[], str] = str) -> None:
+        """model: on its device, after `prepare_for_distributed_training`. last_good: names the newest checkpoint, for errors."""
+        self.cfg = cfg
+        self.model = model
+        self.optimizer = build_optimizer(cfg, model.get_params_groups())
+        self.schedules: Schedules = build_schedulers(cfg)
+        self.max_iteration: int = cfg.optim.epochs * cfg.train.OFFICIAL_EPOCH_LENGTH
+        self.n_accumulated: int = cfg.train.gradient_accumulation_steps
+        self.guard = NonFiniteGuard(cfg)
+        self._last_good = last_good
+
+    @property
+    def samples_per_step(self) -> int:
+        """Of all processes together."""
+        return self.cfg.train.batch_size_per_gpu * self.n_accumulated * distributed.get_global_size()
+
+    def train_step(self, batches: Sequence[Batch], iteration: int) -> dict[str, float] | None:
+        """One optimisation step; the losses and diagnostics over all its batches and processes, or None for a step left out.
+
+        batches: as many as `train.gradient_accumulation_steps`.
+        """
+        schedules = self.schedules
+        apply_optim_scheduler(
+            self.optimizer, schedules.lr[iteration], schedules.wd[iteration], schedules.last_layer_lr[iteration]
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        per_batch = []
+        for number, batch in enumerate(batches, start=1):
+            losses = self.model.forward_backward(
+                batch,
+                teacher_temp=schedules.teacher_temp[iteration],
+                n_accumulated=len(batches),
+                is_last=number == len(batches),
+            )
+            per_batch.append({**losses, **self.model.diagnostics})
+        own = {name: torch.stack([values[name] for values in per_batch]).mean() for name in per_batch[0]}
+        norms = self._clip()
+        values, norm_values = _over_processes(own, norms)
+        judged = {name: values[name] for name in losses}
+        if (
+            self.model.fp16_scaler is None
+        ):  # the scaler looks after overflowing gradients itself: that is how it finds its scale
+            judged |= norm_values
+        if not self.guard.accepts(judged, own, batches, iteration, self._last_good):
+            self.model.discard_step()
+            return None
+        self._step()
+        self.model.update_teacher(schedules.momentum[iteration])
+        return {"total_loss": sum(values[name] for name in losses), **values, **norm_values}
+
+    def _clip(self) -> dict[str, Tensor]:
+        """Clip each student sub-module on its own, as official; gradient norms before that, none without clipping."""
+        scaler = self.model.fp16_scaler
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        if not self.cfg.optim.clip_grad:
+            return {}
+        norms = {}
+        for name, module in self.model.student.items():
+            norm = torch.nn.utils.clip_grad_norm_(module.parameters(), max_norm=self.cfg.optim.clip_grad)
+            norms[f"grad_norm_{name}"] = full_tensor(norm)
+        return norms
+
+    def _step(self) -> None:
+        scaler = self.model.fp16_scaler
+        if scaler is not None:
+            scaler.step(self.optimizer)
+            scaler.update()
+        else:
+            self.optimizer.step()
+
+    def state(self, iteration: int) -> TrainingState:
+        """Everything that the step after `iteration` depends on besides configuration and data set."""
+        scaler = self.model.fp16_scaler
+        return TrainingState(
+            tensors=training_tensors(self.model, self.model.student, self.optimizer),
+            own={"random_states": random_states()},
+            facts={
+                "samples_seen": (iteration + 1) * self.samples_per_step,
+                "samples_per_step": self.samples_per_step,
+                "scaler": scaler.state_dict() if scaler is not None else {},
+                "torch": torch.__version__,
+            },
+        )
+
+    def load_tensors(self, stored: StoredCheckpoint) -> None:
+        """Weights, centres and optimizer, whatever the number of processes that wrote them; and the scaler."""
+        wanted = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        wanted |= empty_optimizer_state(stored.names(), self.model.student, self.optimizer)
+        stored.read_tensors(wanted)
+        if self.model.fp16_scaler is not None and stored.facts["scaler"]:
+            self.model.fp16_scaler.load_state_dict(stored.facts["scaler"])
+
+    def load_random_states(self, stored: StoredCheckpoint) -> None:
+        """To be called last before the first step, for building things draws from the generators."""
+        own = stored.read_own()
+        if own is not None:
+            set_random_states(own["random_states"])
+            return
+        logger.warning(
+            "the checkpoint was written by %d processes and this run has %d: weights, optimizer and data position go on, the "
+            "random numbers of stochastic depth start anew",
+            stored.facts["world_size"],
+            distributed.get_global_size(),
+        )
+
+
+def _over_processes(
+    own: Mapping[str, Tensor], norms: Mapping[str, Tensor]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Means over the processes, and the norms, which all of them know; one exchange and one wait for the device."""
+    means = torch.stack([value.float() for value in own.values()])
+    distributed.all_reduce_sum(means)
+    means /= distributed.get_global_size()
+    numbers = torch.cat([means, *(value.float().reshape(1) for value in norms.values())]).tolist()
+    return dict(zip(own, numbers)), dict(zip(norms, numbers[len(own) :]))
