@@ -56,9 +56,11 @@ def resample_pos_embed(
     pos_embed: [1, 1 + h*w, D]        returns: [1, 1 + new_h*new_w, D], same dtype
     old_grid: (h, w), needed only when it is not square.
     antialias: as the receiving model's `interpolate_antialias`.
-    round_trip_offset: the receiving model's `interpolate_offset`, for enlarging. The smooth enlargement is then corrected by
-        the least change after which that model, on images of the old grid, interpolates back to exactly the old positions:
-        a model exported to 518 px gives at its training size the outputs it had before.
+    round_trip_offset: the receiving model's `interpolate_offset`. A smaller grid is then made as a model of the old grid makes
+        it for smaller images: released weights of 518 px give in a model of 224 px the outputs that they give at 224 px. To a
+        larger grid, the smooth enlargement is corrected by the least change after which the receiving model, on images of the
+        old grid, interpolates back to exactly the old positions: a model exported to 518 px gives at its training size the
+        outputs it had before.
     """
     old_grid = old_grid or square_grid(pos_embed.shape[1] - 1)
     if tuple(old_grid) == tuple(new_grid):
@@ -68,7 +70,9 @@ def resample_pos_embed(
             f"A position embedding of {pos_embed.shape[1] - 1} patches cannot be a grid of {old_grid[0]} x {old_grid[1]}."
         )
     cls_position, patches = pos_embed[:, :1], pos_embed[:, 1:].double().unflatten(1, old_grid)
-    resampled = interpolate_grid(patches, new_grid, antialias=antialias)
+    shrinks = new_grid[0] <= old_grid[0] and new_grid[1] <= old_grid[1]
+    offset = round_trip_offset if shrinks and round_trip_offset is not None else 0.0
+    resampled = interpolate_grid(patches, new_grid, antialias=antialias, offset=offset)
     enlarges = new_grid[0] >= old_grid[0] and new_grid[1] >= old_grid[1]
     if round_trip_offset is not None and enlarges:
         lost = patches - interpolate_grid(resampled, old_grid, antialias=antialias, offset=round_trip_offset)

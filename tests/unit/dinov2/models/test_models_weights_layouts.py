@@ -162,6 +162,13 @@ def test_positions_of_518_px_load_into_a_small_grid_and_are_said_to_be_resampled
     assert torch.equal(model.pos_embed[:, 0], source.pos_embed[:, 0])
 
 
+@pytest.mark.parametrize("kind", [{}, REGISTERS])
+def test_weights_of_a_large_grid_give_in_a_small_one_what_they_give_at_that_size(kind, tmp_path):
+    source, model = make_source(img_size=518, **kind), make_model(**kind)
+    load_pretrained_weights(model, save(source.state_dict(), tmp_path), "teacher")
+    assert_same_outputs(model, source, size=56)
+
+
 def test_the_key_chooses_the_student_of_a_training_file(tmp_path):
     source, model = make_source(), make_model()
     load_pretrained_weights(model, save(WRAPS["training"](source.state_dict()), tmp_path), "student")

@@ -140,6 +140,24 @@ def test_unreadable_or_unsafe_files_are_refused(content, tmp_path):
         read_checkpoint(path)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_damaged_file_gives_no_other_error_whatever_bit_is_wrong(is_zip, tmp_path):
+    torch.save({"model": STATE}, tmp_path / "whole.pth", _use_new_zipfile_serialization=is_zip)
+    whole, damaged = (tmp_path / "whole.pth").read_bytes(), tmp_path / "damaged.pth"
+    random, n_refused = np.random.default_rng(0), 0
+    for length in (*([len(whole)] * 80), *random.integers(len(whole), size=40)):
+        content = bytearray(whole[:length])
+        if length:
+            content[random.integers(length)] ^= 1 << int(random.integers(8))
+        damaged.write_bytes(content)
+        try:
+            read_checkpoint(damaged)
+        except UserError:
+            n_refused += 1
+    assert n_refused > 40
+
+
 def test_a_file_with_objects_names_their_type_and_the_cure(tmp_path):
     path = save({"model": STATE, "args": argparse.Namespace(epochs=3)}, tmp_path)
     with pytest.raises(UserError, match=r"type argparse\.Namespace.*weights_only=False"):
