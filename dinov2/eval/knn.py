@@ -1,7 +1,8 @@
 """Weighted k-NN classification on frozen features: `python -m dinov2.eval.knn --config-file ... --pretrained-weights ...`.
 
 Cosine similarities of L2-normalised class tokens; the weights are a softmax over the `max_k` nearest neighbours, of which the
-first k vote.
+first k vote. With several processes each embeds its share of the images and classifies its share of the validation set; all hold
+the training features as a whole, so that neighbours and ties are those of a single process.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dinov2 import distributed
 from dinov2.data import make_dataset
 from dinov2.data.transforms import make_classification_eval_transform
 from dinov2.eval.metrics import AccuracyAveraging, build_topk_accuracy_metric
@@ -28,6 +30,7 @@ from dinov2.eval.utils import (
     device_of,
     evaluate,
     extract_features,
+    share_of_batches,
 )
 from dinov2.utils.errors import UserError
 
@@ -202,7 +205,7 @@ def eval_knn(
             for k in knn.nb_knn:
                 postprocessors[name, t, k] = DictKeysModule([name, t, k])
                 metrics[name, t, k] = build_topk_accuracy_metric(accuracy_averaging, num_classes)
-    batches = zip(val_features.split(batch_size), val_labels.split(batch_size))
+    batches = share_of_batches(val_features, val_labels, batch_size)
     _, values = evaluate(tree, batches, postprocessors, metrics, device)  # type: ignore[arg-type]
     return _mean_over_tries(values)
 
@@ -247,7 +250,8 @@ def eval_knn_with_model(
 ) -> dict[str, float]:
     """Evaluate and append to `results_eval_knn.json`, one JSON object `{"('full', 10) Top 1": percent}` a line.
 
-    Returns the same percentages by these official names. transform: the official 224 px evaluation transform unless given.
+    Returns the same percentages by these official names, in every process; the main one writes.
+    transform: the official 224 px evaluation transform unless given.
     """
     transform = transform or make_classification_eval_transform()
     train_dataset = make_dataset(dataset_str=train_dataset_str, transform=transform)
@@ -274,29 +278,31 @@ def eval_knn_with_model(
         for top in ("top-1", "top-5"):
             results[f"{key} {top.replace('top-', 'Top ')}"] = float(value[top].nanmean()) * 100.0
         logger.info("k-NN %s: top-1 %.2f, top-5 %.2f", key, results[f"{key} Top 1"], results[f"{key} Top 5"])
-    lines = [json.dumps({name: percent}) + "\n" for name, percent in results.items()]
-    with (Path(output_dir) / RESULTS_NAME).open("a", encoding="utf-8") as file:
-        file.write("".join(lines))
+    if distributed.is_main_process():
+        lines = [json.dumps({name: percent}) + "\n" for name, percent in results.items()]
+        with (Path(output_dir) / RESULTS_NAME).open("a", encoding="utf-8") as file:
+            file.write("".join(lines))
     return results
 
 
 def main(args: argparse.Namespace) -> dict[str, float]:
     """The evaluation of a command line; its results as `eval_knn_with_model` gives them."""
-    model, dtype = setup_and_build_model(args)
-    return eval_knn_with_model(
-        model=model,
-        output_dir=args.output_dir,
-        train_dataset_str=args.train_dataset_str,
-        val_dataset_str=args.val_dataset_str,
-        nb_knn=args.nb_knn,
-        temperature=args.temperature,
-        autocast_dtype=dtype,
-        gather_on_cpu=args.gather_on_cpu,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        n_per_class_list=args.n_per_class_list,
-        n_tries=args.n_tries,
-    )
+    with distributed.session():
+        model, dtype = setup_and_build_model(args)
+        return eval_knn_with_model(
+            model=model,
+            output_dir=args.output_dir,
+            train_dataset_str=args.train_dataset_str,
+            val_dataset_str=args.val_dataset_str,
+            nb_knn=args.nb_knn,
+            temperature=args.temperature,
+            autocast_dtype=dtype,
+            gather_on_cpu=args.gather_on_cpu,
+            batch_size=args.batch_size,
+            num_workers=args.num_workers,
+            n_per_class_list=args.n_per_class_list,
+            n_tries=args.n_tries,
+        )
 
 
 if __name__ == "__main__":

@@ -2,27 +2,28 @@
 
 A grid of linear heads (learning rate x number of last blocks x average pooling) is trained side by side on the same batches, and
 the validation set chooses the best one. A run that was stopped goes on with the same command: order and crops of
-the training images depend only on the step, so that it ends with the heads of a run that was never stopped.
+the training images depend only on the step, so that it ends with the heads of a run that was never stopped. Processes share the
+batch of a step: two with a batch of 64 train on the images, and at the learning rates, of one with a batch of 128.
 """
 
 import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
+from dinov2 import distributed
 from dinov2.data import SamplerType, make_data_loader, make_dataset
 from dinov2.data.adapters import PositionSeededDataset
 from dinov2.data.transforms import make_classification_train_transform
+from dinov2.eval.linear_data import check_classes, list_tests, load_class_mapping
 from dinov2.eval.linear_heads import (
     AllClassifiers,
     LinearClassifier,
@@ -35,6 +36,7 @@ from dinov2.eval.linear_heads import (
     setup_linear_classifiers,
 )
 from dinov2.eval.linear_training import (
+    Heads,
     eval_linear,
     evaluate_linear_classifiers,
     make_eval_data_loader,
@@ -47,11 +49,10 @@ from dinov2.eval.setup import positive_int, run_command_line, setup_and_build_mo
 from dinov2.eval.utils import (
     ModelWithIntermediateLayers,
     autocast_context,
-    check_same_classes,
     count_classes,
     device_of,
+    whole_dataset,
 )
-from dinov2.utils.errors import UserError
 
 logger = logging.getLogger("dinov2")
 
@@ -98,7 +99,7 @@ def get_args_parser(
         help="where the best head is tested; none: validation only",
     )
     add("--epochs", type=positive_int, default=10, help="epochs of training")
-    add("--batch-size", type=positive_int, default=128, help="images of a step")
+    add("--batch-size", type=positive_int, default=128, help="images of a step in each process")
     add("--num-workers", type=int, default=8, help="processes that read images")
     add("--epoch-length", type=positive_int, default=1250, help="steps of an epoch, whatever the size of the data set")
     add(
@@ -156,14 +157,14 @@ def run_eval_linear(
 
     Test data sets that are just the validation set again are not evaluated twice. Everything random derives from a fixed seed.
     """
-    tests = _list_tests(
+    tests = list_tests(
         test_dataset_strs, test_metric_types, test_class_mapping_fpaths, val_dataset_str, val_metric_type
     )
-    val_mapping = _load_class_mapping(val_class_mapping_fpath)
+    val_mapping = load_class_mapping(val_class_mapping_fpath)
     train_dataset = make_dataset(dataset_str=train_dataset_str, transform=make_classification_train_transform())
     val_loader = make_eval_data_loader(val_dataset_str, batch_size, num_workers, val_metric_type)
     n_classes = count_classes(train_dataset, train_dataset_str)
-    _check_classes(train_dataset, val_loader.dataset, val_mapping, tests, n_classes=n_classes)
+    check_classes(train_dataset, whole_dataset(val_loader), val_mapping, tests, n_classes=n_classes)
 
     feature_model = ModelWithIntermediateLayers(model, max(N_LAST_BLOCKS), autocast_context(model, autocast_dtype))
     max_iter = epochs * epoch_length
@@ -171,7 +172,8 @@ def run_eval_linear(
     heads, optimizer, scheduler = _make_heads(
         sample_output, learning_rates, batch_size, n_classes, unique_names=unique_names, max_iter=max_iter
     )
-    probe = {"backbone": fingerprint(model), "images": len(train_dataset), "batch size": batch_size, "steps": max_iter}
+    probe = {"backbone": fingerprint(model), "images": len(train_dataset), "steps": max_iter}
+    probe |= {"batch size": batch_size * distributed.get_global_size()}
     checkpointer = ProbeCheckpointer(output_dir, heads=heads, optimizer=optimizer, scheduler=scheduler, probe=probe)
     start = checkpointer.resume_or_load(classifier_fpath, resume=resume)
     validation, _, _, iteration = eval_linear(
@@ -219,7 +221,7 @@ def _make_heads(
     *,
     unique_names: bool,
     max_iter: int,
-) -> tuple[AllClassifiers, Optimizer, LRScheduler]:
+) -> tuple[Heads, Optimizer, LRScheduler]:
     """The grid of heads with the official optimiser and schedule."""
     heads, groups = setup_linear_classifiers(
         sample_output,
@@ -234,71 +236,11 @@ def _make_heads(
     return heads, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max_iter, eta_min=0)
 
 
-@dataclass(frozen=True)
-class _Test:
-    dataset_str: str
-    metric_type: MetricType
-    class_mapping: np.ndarray | None
-
-
-def _list_tests(
-    dataset_strs: Sequence[str] | None,
-    metric_types: Sequence[MetricType] | None,
-    class_mapping_paths: Sequence[str | None] | None,
-    val_dataset_str: str,
-    val_metric_type: MetricType,
-) -> list[_Test]:
-    """The tests that the options ask for; none when the only one is the validation set."""
-    if not dataset_strs or list(dataset_strs) == [val_dataset_str]:
-        return []
-    metric_types = metric_types or [val_metric_type] * len(dataset_strs)
-    paths = class_mapping_paths or [None] * len(dataset_strs)
-    if not len(metric_types) == len(paths) == len(dataset_strs):
-        raise UserError(
-            f"--test-datasets names {len(dataset_strs)} data sets, --test-metric-types {len(metric_types)} and "
-            f"--test-class-mapping-fpaths {len(paths)}. Give one of each for every data set, or leave the latter two away."
-        )
-    mappings = [_load_class_mapping(path) for path in paths]
-    return [_Test(*fields) for fields in zip(dataset_strs, metric_types, mappings, strict=True)]
-
-
-def _load_class_mapping(path: str | None) -> np.ndarray | None:
-    if path is None or path == "None":
-        return None
-    try:
-        mapping = np.load(path)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"The class mapping '{path}' cannot be read ({error}). Wanted: an integer array from numpy.save."
-        ) from error
-    if mapping.ndim != 1 or not np.issubdtype(mapping.dtype, np.integer):
-        raise UserError(
-            f"The class mapping '{path}' is an array {mapping.dtype} {mapping.shape}. Wanted: one training class (an integer) "
-            "for each class of the data set."
-        )
-    return mapping
-
-
-def _check_classes(
-    train_dataset: Any, val_dataset: Any, val_mapping: np.ndarray | None, tests: list[_Test], *, n_classes: int
-) -> None:
-    """Mistakes of validation and test data are told before the training, not after it."""
-    for mapping in (val_mapping, *(test.class_mapping for test in tests)):
-        if mapping is not None and (mapping.min() < 0 or mapping.max() >= n_classes):
-            raise UserError(
-                f"A class mapping holds classes from {mapping.min()} to {mapping.max()}, but training has 0 to {n_classes - 1}. "
-                "Give for each class of the data set the index of a training class."
-            )
-    if val_mapping is None:
-        check_same_classes(train_dataset, val_dataset, "validation")
-    for test in tests:
-        test_dataset = make_dataset(dataset_str=test.dataset_str)
-        if test.class_mapping is None:
-            check_same_classes(train_dataset, test_dataset, "test")
-
-
 def _train_loader(dataset: Any, batch_size: int, num_workers: int, *, n_done: int) -> DataLoader:
-    """An endless loader that goes on after the first `n_done` images of the run, with the same crops as if it had made them."""
+    """An endless loader of this process's share of every step, which goes on after its first `n_done` images.
+
+    An image's crop depends on its place among the images of all processes alone.
+    """
     return make_data_loader(
         dataset=PositionSeededDataset(dataset, seed=SEED),
         batch_size=batch_size,
@@ -313,29 +255,30 @@ def _train_loader(dataset: Any, batch_size: int, num_workers: int, *, n_done: in
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """The evaluation of a command line; its results as `run_eval_linear` gives them."""
-    model, dtype = setup_and_build_model(args)
-    return run_eval_linear(
-        model=model,
-        output_dir=args.output_dir,
-        train_dataset_str=args.train_dataset_str,
-        val_dataset_str=args.val_dataset_str,
-        test_dataset_strs=args.test_dataset_strs,
-        batch_size=args.batch_size,
-        epochs=args.epochs,
-        epoch_length=args.epoch_length,
-        num_workers=args.num_workers,
-        save_checkpoint_frequency=args.save_checkpoint_frequency,
-        eval_period_iterations=args.eval_period_iterations,
-        learning_rates=args.learning_rates,
-        autocast_dtype=dtype,
-        resume=not args.no_resume,
-        classifier_fpath=args.classifier_fpath,
-        val_class_mapping_fpath=args.val_class_mapping_fpath,
-        test_class_mapping_fpaths=args.test_class_mapping_fpaths,
-        val_metric_type=args.val_metric_type,
-        test_metric_types=args.test_metric_types,
-        unique_names=args.unique_names,
-    )
+    with distributed.session():
+        model, dtype = setup_and_build_model(args)
+        return run_eval_linear(
+            model=model,
+            output_dir=args.output_dir,
+            train_dataset_str=args.train_dataset_str,
+            val_dataset_str=args.val_dataset_str,
+            test_dataset_strs=args.test_dataset_strs,
+            batch_size=args.batch_size,
+            epochs=args.epochs,
+            epoch_length=args.epoch_length,
+            num_workers=args.num_workers,
+            save_checkpoint_frequency=args.save_checkpoint_frequency,
+            eval_period_iterations=args.eval_period_iterations,
+            learning_rates=args.learning_rates,
+            autocast_dtype=dtype,
+            resume=not args.no_resume,
+            classifier_fpath=args.classifier_fpath,
+            val_class_mapping_fpath=args.val_class_mapping_fpath,
+            test_class_mapping_fpaths=args.test_class_mapping_fpaths,
+            val_metric_type=args.val_metric_type,
+            test_metric_types=args.test_metric_types,
+            unique_names=args.unique_names,
+        )
 
 
 if __name__ == "__main__":

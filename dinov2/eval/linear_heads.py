@@ -112,9 +112,10 @@ def setup_linear_classifiers(
     *,
     unique_names: bool = False,
     generator: torch.Generator | None = None,
-) -> tuple[AllClassifiers, list[dict[str, Any]]]:
+) -> tuple[AllClassifiers | DistributedDataParallel, list[dict[str, Any]]]:
     """Heads for every number of blocks, pooling and learning rate, on the tokens' device, and their optimiser groups.
 
+    With several processes the heads come in a data-parallel wrapper, which averages their gradients (official).
     unique_names: False is official: names carry the scaled learning rate with five decimals, so that small ones share a name and
     only the last head of a name is kept (48 of 52 with the default grid and a batch of 128), while the optimiser has a group for
     each. True names them by five significant digits, and all heads are trained.
@@ -138,7 +139,10 @@ def setup_linear_classifiers(
             len(groups) - len(heads),
             len(groups),
         )
-    return AllClassifiers(heads), groups
+    classifiers = AllClassifiers(heads)
+    if distributed.get_global_size() > 1:
+        return DistributedDataParallel(classifiers), groups
+    return classifiers, groups
 
 
 def has_ddp_wrapper(m: nn.Module) -> bool:

@@ -13,17 +13,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from dinov2 import distributed
-from dinov2.data import SamplerType, make_data_loader, make_dataset
+from dinov2.data import make_dataset
 from dinov2.data.transforms import make_classification_eval_transform
 from dinov2.eval.linear_heads import AllClassifiers, LinearPostprocessor, remove_ddp_wrapper
 from dinov2.eval.metrics import MetricType, build_metric
 from dinov2.eval.probe_checkpoint import ProbeCheckpointer
-from dinov2.eval.utils import device_of, evaluate
+from dinov2.eval.utils import Batches, device_of, evaluate, make_share_loader
 from dinov2.logging import MetricLogger
 
 logger = logging.getLogger("dinov2")
@@ -31,11 +32,14 @@ logger = logging.getLogger("dinov2")
 RUNNING_CHECKPOINT = "running_checkpoint_linear_eval"
 LOG_PERIOD = 10
 
+Heads = AllClassifiers | DistributedDataParallel
+"""The grid of heads, in a data-parallel wrapper where there are several processes."""
+
 
 def evaluate_linear_classifiers(
     feature_model: nn.Module,
-    linear_classifiers: AllClassifiers,
-    data_loader: Iterable[Any],
+    linear_classifiers: Heads,
+    data_loader: Batches,
     metric_type: MetricType,
     metrics_file_path: str | Path,
     training_num_classes: int,
@@ -75,9 +79,9 @@ def summed_cross_entropy(outputs: Mapping[str, Tensor], labels: Tensor) -> Tenso
 def eval_linear(
     *,
     feature_model: nn.Module,
-    linear_classifiers: AllClassifiers,
+    linear_classifiers: Heads,
     train_data_loader: Iterable[Any],
-    val_data_loader: Iterable[Any],
+    val_data_loader: Batches,
     metrics_file_path: str | Path,
     optimizer: Optimizer,
     scheduler: LRScheduler,
@@ -92,7 +96,7 @@ def eval_linear(
     classifier_fpath: str | None = None,
     val_class_mapping: np.ndarray | None = None,
     probe: Mapping[str, str | int] | None = None,
-) -> tuple[dict[str, dict[str, Any]], nn.Module, AllClassifiers, int]:
+) -> tuple[dict[str, dict[str, Any]], nn.Module, Heads, int]:
     """Train all heads up to step `max_iter` and evaluate them; (validation results, feature model, heads, next iteration).
 
     train_data_loader: begins at the iteration that the newest checkpoint asks for. All periods are in steps: of checkpoints that
@@ -126,7 +130,7 @@ def eval_linear(
         optimizer.step()
         scheduler.step()
         if iteration % LOG_PERIOD == 0:
-            meters.update(loss=loss, lr=optimizer.param_groups[0]["lr"])
+            meters.update(loss=_mean_over_processes(loss), lr=optimizer.param_groups[0]["lr"])
         done, is_last = iteration + 1, iteration + 1 == max_iter
         if done % running_checkpoint_period == 0 and not is_last:
             checkpointer.save(RUNNING_CHECKPOINT, iteration=iteration)
@@ -143,23 +147,32 @@ def eval_linear(
 def make_eval_data_loader(
     test_dataset_str: str, batch_size: int, num_workers: int, metric_type: MetricType = MetricType.MEAN_ACCURACY
 ) -> DataLoader:
-    """A data set in its order, each image once, seen through the official evaluation transform.
+    """This process's share of a data set in its order, each image once, seen through the official evaluation transform.
 
-    metric_type is taken for the sake of official callers; the metrics here all read plain class indices.
+    metric_type: with IMAGENET_REAL_ACCURACY an image's target may be a list of classes; a batch is padded with -1.
     """
-    return make_data_loader(
-        dataset=make_dataset(dataset_str=test_dataset_str, transform=make_classification_eval_transform()),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        sampler_type=SamplerType.EPOCH,
-        drop_last=False,
-        shuffle=False,
-    )
+    dataset = make_dataset(dataset_str=test_dataset_str, transform=make_classification_eval_transform())
+    collate_fn = _pad_targets if metric_type is MetricType.IMAGENET_REAL_ACCURACY else None
+    return make_share_loader(dataset, batch_size, num_workers, collate_fn)
+
+
+def _pad_targets(samples: list[tuple[Tensor, Any]]) -> tuple[Tensor, Tensor]:
+    """(images [B, ...], targets [B, A]), A the most labels that an image of the batch has."""
+    labels = [torch.as_tensor(np.atleast_1d(target), dtype=torch.int64) for _, target in samples]
+    padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
+    return torch.stack([image for image, _ in samples]), padded
+
+
+def _mean_over_processes(loss: Tensor) -> Tensor:
+    """The loss over the batch of all processes, whose shares are equally large."""
+    total = loss.detach().clone()
+    distributed.all_reduce_sum(total)
+    return total / distributed.get_global_size()
 
 
 def test_on_datasets(
     feature_model: nn.Module,
-    linear_classifiers: AllClassifiers,
+    linear_classifiers: Heads,
     test_dataset_strs: Sequence[str],
     batch_size: int,
     num_workers: int,

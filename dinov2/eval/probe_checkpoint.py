@@ -4,8 +4,9 @@
     model_0024999.pth, model_final.pth     every few epochs, and the end
     last_checkpoint                        name of the newest one
 
-Each holds `model` (keys `classifiers_dict.<head>.linear.{weight,bias}`), `optimizer`, `scheduler`, `iteration` (the last finished
-step, from 0), and `probe`: what was trained on what, so that the heads of another backbone are never taken for those of this one.
+The main process writes; all processes read. Each file holds `model` (keys `classifiers_dict.<head>.linear.{weight,bias}`),
+`optimizer`, `scheduler`, `iteration` (the last finished step, from 0), and `probe`: what was trained on what, so that the heads
+of another backbone are never taken for those of this one.
 """
 
 import hashlib
@@ -20,6 +21,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from dinov2 import distributed
+from dinov2.eval.linear_heads import remove_ddp_wrapper
 from dinov2.utils.errors import UserError
 from dinov2.utils.utils import read_checkpoint
 
@@ -42,14 +45,23 @@ class ProbeCheckpointer:
     ) -> None:
         """probe: facts that a checkpoint must agree with to be resumed; None, and a file without any, agree with all."""
         self.folder = Path(folder)
-        self._parts = {"model": heads, "optimizer": optimizer, "scheduler": scheduler}
+        self._parts = {"model": remove_ddp_wrapper(heads), "optimizer": optimizer, "scheduler": scheduler}
         self._probe = dict(probe or {})
 
     def save(self, name: str, *, iteration: int) -> Path:
-        """Write `<name>.pth` after `iteration` and make it the last checkpoint; an interruption leaves the old file whole."""
-        state = {key: part.state_dict() for key, part in self._parts.items()}
+        """Write `<name>.pth` after `iteration` and make it the last checkpoint; an interruption leaves the old file whole.
+
+        All processes call it, and go on when it is written.
+        """
         path = self.folder / f"{name}.pth"
-        temporary = self.folder / f".{name}.partial"
+        if distributed.is_main_process():
+            self._write(path, iteration=iteration)
+        distributed.barrier()
+        return path
+
+    def _write(self, path: Path, *, iteration: int) -> None:
+        state = {key: part.state_dict() for key, part in self._parts.items()}
+        temporary = self.folder / f".{path.name}.partial"
         with temporary.open("wb") as file:
             torch.save({**state, "iteration": iteration, "probe": self._probe}, file)
             _to_disk(file)
@@ -60,7 +72,6 @@ class ProbeCheckpointer:
             _to_disk(file)
         pointer.replace(self.folder / LAST)
         logger.info("saved %s after iteration %d", path.name, iteration)
-        return path
 
     def resume_or_load(self, path: str | Path | None, *, resume: bool) -> int:
         """Load the folder's last checkpoint if `resume` and there is one, else the file `path`, if given; the next iteration.
@@ -70,6 +81,8 @@ class ProbeCheckpointer:
         last = self.folder / LAST
         if resume and last.is_file():
             path = self.folder / Path(last.read_text(encoding="utf-8").strip()).name
+        # The main process's answer, for a shared folder may show the others an older one.
+        path = distributed.broadcast_object(path)
         if not path:
             return 0
         state = read_checkpoint(path)
@@ -83,6 +96,7 @@ class ProbeCheckpointer:
                 f"The checkpoint {Path(path).name} has other heads than this evaluation trains: {str(error).splitlines()[0]} "
                 "Give the same learning rates, batch size and data set, another --output-dir, or --no-resume to begin anew."
             ) from error
+        distributed.barrier()  # nobody writes before all have read
         iteration = int(state.get("iteration", -1))
         logger.info("loaded %s, iteration %d", Path(path).name, iteration)
         return iteration + 1

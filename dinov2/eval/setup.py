@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from dinov2 import distributed
+from dinov2.distributed.launch import find_launch
 from dinov2.models import build_model_from_cfg
 from dinov2.utils.config import setup
 from dinov2.utils.device import resolve_device
@@ -44,17 +44,29 @@ def positive_int(text: str) -> int:
 def run_command_line(
     main: Callable[[argparse.Namespace], object], parser: argparse.ArgumentParser, arguments: list[str] | None = None
 ) -> int:
-    """Run `main` with the parsed arguments; the exit status: 0 done, 2 a user's mistake, 130 interrupted."""
+    """Run `main` with the parsed arguments; the exit status: 0 done, 2 a user's mistake, 130 interrupted.
+
+    Every process tells its mistake, because the launcher may end the others before they do; beside the main one with its rank.
+    """
     args = parser.parse_args(arguments)
     try:
         main(args)
     except UserError as error:
         if args.debug:
             raise
-        parser.exit(2, f"error: {error}\n")
+        parser.exit(2, f"{_rank_prefix()}error: {error}\n")
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _rank_prefix() -> str:
+    """ "[rank r] " in every process but the main one. Asks the launcher, for the process group may be gone by now."""
+    try:
+        rank = find_launch().rank
+    except UserError:
+        return ""
+    return f"[rank {rank}] " if rank > 0 else ""
 
 
 def get_autocast_dtype(config: DictConfig) -> torch.dtype:
@@ -76,12 +88,6 @@ def setup_and_build_model(args: argparse.Namespace) -> tuple[nn.Module, torch.dt
 
     Afterwards `args.output_dir` is the absolute folder that results go to.
     """
-    n_processes = distributed.launched_world_size()
-    if n_processes > 1:
-        raise UserError(
-            f"Evaluation runs in one process; the launcher started {n_processes}. "
-            "Start it without torchrun or with --nproc-per-node 1."
-        )
     config: Any = setup(args)
     if config.train.cpu_threads > 0:
         torch.set_num_threads(config.train.cpu_threads)

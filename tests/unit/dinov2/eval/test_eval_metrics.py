@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from dinov2.eval.metrics import AccuracyAveraging, MetricType, build_metric, build_topk_accuracy_metric
+from dinov2 import distributed
+from dinov2.eval.metrics import (
+    AccuracyAveraging,
+    ImageNetReaLAccuracy,
+    MetricType,
+    build_metric,
+    build_topk_accuracy_metric,
+    build_topk_imagenet_real_accuracy_metric,
+)
+from dinov2.utils.errors import UserError
 
 SCORES = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1], [0.1, 0.2, 0.7]])
 TARGETS = torch.tensor([0, 0, 0, 1])  # hits: yes, no, yes, no; class 2 does not occur
@@ -55,4 +64,42 @@ def test_batches_add_up_to_the_whole():
 
 
 def test_metric_names_are_those_of_the_command_line():
-    assert [str(m) for m in MetricType] == ["mean_accuracy", "mean_per_class_accuracy", "per_class_accuracy"]
+    names = ["mean_accuracy", "mean_per_class_accuracy", "per_class_accuracy", "imagenet_real_accuracy"]
+    assert [str(m) for m in MetricType] == names
+
+
+def test_a_hit_with_several_true_labels_is_any_of_them_and_images_without_one_do_not_count():
+    metric = ImageNetReaLAccuracy(3)
+    metric.update(SCORES, torch.tensor([[2, 0], [0, -1], [-1, -1], [0, 1]]))  # yes, no, does not count, no
+    assert metric.compute().item() == pytest.approx(1 / 3)
+    assert metric.compute().item() == pytest.approx(1 / 3)  # asking changes nothing
+
+
+def test_several_true_labels_count_among_the_first_k_and_padding_is_no_class():
+    metric = build_topk_imagenet_real_accuracy_metric(3, ks=(1, 2))
+    metric.update(torch.tensor([[0.1, 0.2, 0.7], [0.1, 0.3, 0.6]]), torch.tensor([[1, -1], [0, -1]]))
+    assert {name: value.item() for name, value in metric.compute().items()} == {"top-1": 0.0, "top-2": 0.5}
+
+
+def test_the_real_accuracy_is_selected_by_its_name_with_top_one_and_five():
+    metric = build_metric(MetricType("imagenet_real_accuracy"), num_classes=3)
+    metric.update(torch.tensor([[0.1, 0.2, 0.7]]), torch.tensor([0]))  # one label an image will do
+    assert {name: value.item() for name, value in metric.compute().items()} == {"top-1": 0.0, "top-5": 1.0}
+
+
+def test_a_true_label_that_is_no_class_is_refused():
+    with pytest.raises(UserError, match="has the label 3, but the classes are 0 to 2"):
+        ImageNetReaLAccuracy(3).update(SCORES, torch.tensor([[3, -1]] * 4))
+
+
+@pytest.mark.parametrize("metric_type", list(MetricType))
+def test_counts_of_all_processes_are_added_before_accuracies_are_computed(metric_type, monkeypatch):
+    whole, ours, theirs = (build_metric(metric_type, num_classes=3) for _ in range(3))
+    whole.update(SCORES, TARGETS)
+    ours.update(SCORES[:1], TARGETS[:1])
+    theirs.update(SCORES[1:], TARGETS[1:])
+    wanted, counts = whole.compute(), []
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda tensor: counts.append(tensor.clone()))
+    theirs.compute()
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda tensor: tensor.add_(counts.pop(0)))
+    torch.testing.assert_close(ours.compute(), wanted, rtol=0, atol=0, equal_nan=True)

@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from dinov2.configs import dinov2_default_config
-from dinov2.eval import setup
+from dinov2.eval import knn, setup
 from dinov2.models import build_model_from_cfg
 from dinov2.utils.device import resolve_device
 from dinov2.utils.errors import UserError
@@ -41,12 +41,6 @@ def test_a_device_that_is_not_there_is_named(device, monkeypatch):
         resolve_device(device)
 
 
-def test_several_processes_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(UserError, match="the launcher started 4"):
-        setup.setup_and_build_model(setup.get_args_parser().parse_args([]))
-
-
 def failing(error):
     def main(args: argparse.Namespace) -> None:
         raise error
@@ -59,6 +53,23 @@ def test_a_users_mistake_ends_with_its_sentence_and_status_2(capsys):
         setup.run_command_line(failing(UserError("no such thing")), setup.get_args_parser(), [])
     assert exit_.value.code == 2
     assert capsys.readouterr().err == "error: no such thing\n"
+
+
+def test_a_users_mistake_beside_the_main_process_is_told_with_the_rank(capsys, monkeypatch):
+    place = {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as exit_:
+        setup.run_command_line(failing(UserError("no such thing")), setup.get_args_parser(), [])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "[rank 3] error: no such thing\n"
+
+
+def test_launcher_variables_that_contradict_themselves_are_told_as_they_are(capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(SystemExit):
+        setup.run_command_line(knn.main, knn.get_args_parser(), [])
+    assert capsys.readouterr().err.startswith("error: The environment has WORLD_SIZE but not ")
 
 
 def test_debug_shows_the_traceback_of_a_users_mistake():
