@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "dinov2.fsdp": CORE_BOTTOM,
     "dinov2.configs": set(),
     "dinov2.utils.config": {*CORE_BOTTOM, "dinov2.configs", "dinov2.logging"},
-    "dinov2.train": CORE_BELOW_TRAIN,
+    "dinov2.train": {*CORE_BELOW_TRAIN, "dinov2.eval"},
     "dinov2.eval": {*CORE_BOTTOM, "dinov2.data", "dinov2.models", "dinov2.logging", "dinov2.utils.config"},
     "dinov2.hub": {"dinov2.models", "dinov2.utils"},
     "dinov2.run": {*CORE_BELOW_TRAIN, "dinov2.train", "dinov2.eval"},
@@ -87,6 +87,7 @@ FLOOR = {"dinov2.utils.errors", "dinov2.utils.registry"}
 
 # Narrower than a whole room: of that room, only these modules.
 ONLY = {
+    ("dinov2.train", "dinov2.eval"): {"dinov2.eval.knn", "dinov2.eval.utils"},
     ("vet_extensions.data", "dinov2.loss"): {"dinov2.loss.routing"},
     ("vet_extensions.routing", "dinov2.loss"): {"dinov2.loss.routing"},
     ("vet_extensions.export", "dinov2.eval"): {"dinov2.eval.setup", "dinov2.eval.run_folder"},
