@@ -102,12 +102,14 @@ class NestedTensorBlock(Block):
         x = x + self._ffn_branch(x)
         return groups.split(x)
 
-    def forward(self, x_or_list: Tensor | list[Tensor]) -> Tensor | list[Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, x_or_x_list: Tensor | list[Tensor]) -> Tensor | list[Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A tensor [B, N, C] as `Block`, a list of them as `forward_nested`."""
-        if isinstance(x_or_list, Tensor):
-            return super().forward(x_or_list)
-        assert isinstance(x_or_list, list), f"expected a tensor or a list of tensors, got {type(x_or_list).__name__}"
-        return self.forward_nested(x_or_list)
+        if isinstance(x_or_x_list, Tensor):
+            return super().forward(x_or_x_list)
+        assert isinstance(x_or_x_list, list), (
+            f"expected a tensor or a list of tensors, got {type(x_or_x_list).__name__}"
+        )
+        return self.forward_nested(x_or_x_list)
 
 
 class CausalAttentionBlock(nn.Module):
