@@ -5,6 +5,7 @@ place with FSDP2 (`fully_shard`), in the section's mixed precision. The names ar
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
@@ -67,6 +68,8 @@ def get_fsdp_wrapper(
         for inner in [m for m in module.modules() if isinstance(m, tuple(modules_to_wrap)) and m is not module]:
             fully_shard(inner, **options)
         fully_shard(module, **options)  # in place
+        # Tokens are views of one tensor. torch warns of work in place on such outputs, which nothing here does.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         return module
 
     return wrap
