@@ -172,8 +172,7 @@ def run_eval_linear(
     heads, optimizer, scheduler = _make_heads(
         sample_output, learning_rates, batch_size, n_classes, unique_names=unique_names, max_iter=max_iter
     )
-    probe = {"backbone": fingerprint(model), "images": len(train_dataset), "steps": max_iter}
-    probe |= {"batch size": batch_size * distributed.get_global_size()}
+    probe = _facts(model, n_images=len(train_dataset), batch_size=batch_size, max_iter=max_iter)
     checkpointer = ProbeCheckpointer(output_dir, heads=heads, optimizer=optimizer, scheduler=scheduler, probe=probe)
     start = checkpointer.resume_or_load(classifier_fpath, resume=resume)
     validation, _, _, iteration = eval_linear(
@@ -211,6 +210,12 @@ def run_eval_linear(
         test_class_mappings=[test.class_mapping for test in tests],
     )
     return {**results, "best_classifier": best["name"], f"{val_dataset_str}_accuracy": 100.0 * best["accuracy"]}
+
+
+def _facts(model: nn.Module, *, n_images: int, batch_size: int, max_iter: int) -> dict[str, str | int]:
+    """What a checkpoint must agree with to be resumed; the number of processes may change if the batch of a step does not."""
+    total_batch = batch_size * distributed.get_global_size()
+    return {"backbone": fingerprint(model), "images": n_images, "batch size": total_batch, "steps": max_iter}
 
 
 def _make_heads(

@@ -1,4 +1,4 @@
-"""`python -m dinov2.eval.knn` and `python -m dinov2.eval.linear` on a tiny folder of images, from checkpoint to results file."""
+"""`python -m dinov2.eval.{knn,linear,log_regression}` on a tiny folder of images, from checkpoint to results file."""
 
 import json
 import subprocess
@@ -80,7 +80,16 @@ def test_linear_evaluates_a_checkpoint_and_resumes_from_the_command_line(run_fol
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["knn", "linear"])
+def test_log_regression_evaluates_a_checkpoint_from_the_command_line(run_folder: Path, tmp_path: Path) -> None:
+    done = run_module("log_regression", run_folder, tmp_path, "--val-dataset", val_of(run_folder))
+    assert done.returncode == 0, done.stderr
+    (result,) = [json.loads(line) for line in (tmp_path / "results_eval_log_regression.json").read_text().splitlines()]
+    assert set(result) == {"top-1", "top-5", "best_C"}
+    assert result["top-1"] > 80
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["knn", "linear", "log_regression"])
 def test_a_users_mistake_is_one_sentence_and_status_2(run_folder: Path, tmp_path: Path, module: str) -> None:
     done = run_module(module, run_folder, tmp_path, "--val-dataset", f"ImageFoldr:root={run_folder}")
     assert done.returncode == 2

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from dinov2.data.datasets import ImageFolder
+from dinov2.data.registry import DATASETS
 from dinov2.eval import linear
 from dinov2.eval.metrics import MetricType
 from dinov2.utils.errors import UserError
@@ -187,6 +189,27 @@ def test_a_class_mapping_reads_another_data_sets_classes(evaluate, colour_backbo
     assert results[f"{other}_accuracy"] == 100.0
     with pytest.raises(UserError, match="test data set has other classes"):
         evaluate(colour_backbone(), test_dataset_strs=[other], test_class_mapping_fpaths=["None"])
+
+
+class SeveralLabels(ImageFolder):
+    """Red images with one or two of the classes 0 and 1, as lists of different lengths."""
+
+    def get_target(self, index):
+        return [[1], [0], [0, 1], []][index]
+
+    def get_targets(self):
+        return [self.get_target(i) for i in range(len(self))]
+
+
+def test_images_with_several_true_labels_are_evaluated_by_the_real_accuracy(
+    evaluate, colour_backbone, colour_folder, monkeypatch
+):
+    monkeypatch.setitem(DATASETS._objects, "SeveralLabels", SeveralLabels)
+    tests = [f"SeveralLabels:root={colour_folder}/val:split=red"]
+    results = evaluate(
+        colour_backbone(), test_dataset_strs=tests, test_metric_types=[MetricType("imagenet_real_accuracy")]
+    )
+    assert results[f"{tests[0]}_accuracy"] == pytest.approx(100 * 2 / 3)
 
 
 @pytest.mark.parametrize("content", [np.zeros((2, 2), dtype=np.int64), np.array([0.5])])

@@ -1,5 +1,6 @@
 """Feature wrappers, extraction in the data set's order, and the checks of classes."""
 
+import logging
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from dinov2 import distributed
 from dinov2.eval import utils
 from dinov2.utils.errors import UserError
 
@@ -34,6 +36,43 @@ def test_features_go_to_the_row_of_their_index_whatever_the_order():
     features, labels = utils.extract_features_with_dataloader(nn.Identity(), batches, sample_count=3)
     assert features.flatten().tolist() == [0, 1, 2]
     assert labels.tolist() == [5, 6, 7]
+
+
+def test_an_index_that_comes_twice_does_no_harm_and_one_left_out_is_noticed():
+    batches = [(torch.tensor([[2.0], [0.0]]), (torch.tensor([2, 0]), torch.tensor([7, 5])))]
+    batches.append((torch.tensor([[1.0], [0.0]]), (torch.tensor([1, 0]), torch.tensor([6, 5]))))
+    features, labels = utils.extract_features_with_dataloader(nn.Identity(), batches, sample_count=3)
+    assert (features.flatten().tolist(), labels.tolist()) == ([0, 1, 2], [5, 6, 7])
+    with pytest.raises(AssertionError, match="left out 1 of 4 indices"):
+        utils.extract_features_with_dataloader(nn.Identity(), batches, sample_count=4)
+
+
+@pytest.mark.parametrize("n_processes", [1, 2, 3, 5])
+def test_processes_share_the_batches_that_one_process_would_make(monkeypatch, n_processes):
+    features, labels = torch.arange(7.0)[:, None], torch.arange(7)
+    whole = [images[:, 0].int().tolist() for images, _ in utils.make_share_loader(Vectors(), 2, 0)]
+    assert whole == [[0, 1], [2, 3], [4, 5], [6]]
+    monkeypatch.setattr(distributed, "get_global_size", lambda: n_processes)
+    for rank in range(n_processes):
+        monkeypatch.setattr(distributed, "get_global_rank", lambda rank=rank: rank)
+        loader = utils.make_share_loader(Vectors(), 2, 0)
+        assert [images[:, 0].int().tolist() for images, _ in loader] == whole[rank::n_processes]
+        assert isinstance(utils.whole_dataset(loader), Vectors)
+        held = utils.share_of_batches(features, labels, 2)
+        assert [targets.tolist() for _, targets in held] == whole[rank::n_processes]
+
+
+def test_long_passes_log_their_progress(caplog):
+    caplog.set_level(logging.INFO)
+    utils.extract_features(nn.Identity(), torch.utils.data.ConcatDataset([Vectors()] * 3), batch_size=1, num_workers=0)
+    assert "Features [20/21]" in caplog.text
+    caplog.clear()
+    utils.extract_features(nn.Identity(), Vectors(), batch_size=1, num_workers=0)
+    assert "Features [" not in caplog.text
+
+
+def test_gathering_in_a_single_process_gives_what_went_in():
+    assert utils.all_gather_and_flatten(torch.arange(6).view(3, 2)).tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_several_labels_an_image_are_kept():
@@ -87,10 +126,15 @@ def test_classes_are_counted_up_to_the_greatest_target():
     assert utils.count_classes(with_targets(0, 4, 4), "Toy:root=x") == 5
 
 
+def test_classes_that_are_named_count_although_no_image_has_them():
+    assert utils.count_classes(with_targets(0, 1, classes=("a", "b", "c")), "Toy:root=x") == 3
+
+
 @pytest.mark.parametrize(
     ("dataset", "says"),
     [
         (with_targets(0, 0), "two classes"),
+        (with_targets(3, 3), "have the target 3"),
         (with_targets(0, -1), "class indices"),
         (with_targets(0.5, 1), "class indices"),
         (with_targets([0, 1], [1, 0]), "class indices"),
@@ -113,3 +157,10 @@ def test_other_class_folders_than_those_of_training_are_refused():
 def test_targets_that_training_does_not_know_are_refused():
     with pytest.raises(UserError, match="has the target 3, but training knows only 0 to 2"):
         utils.check_same_classes(with_targets(0, 1, 2), with_targets(3), "test")
+
+
+def test_lists_of_several_labels_are_compared_by_their_greatest():
+    several = SimpleNamespace(get_targets=lambda: [[0, 2], [], [1]])
+    utils.check_same_classes(with_targets(0, 1, 2), several, "test")
+    with pytest.raises(UserError, match="has the target 2"):
+        utils.check_same_classes(with_targets(0, 1), several, "test")
