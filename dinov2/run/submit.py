@@ -194,16 +194,21 @@ def _python_command() -> str:
 
 
 def _raise_failure(job: Any) -> None:
-    """Wait for a job's processes on this machine; raise what became of the first that failed, and say where its log is."""
-    for number in range(job.num_tasks):
-        task = job.task(number)
-        problem = task.exception()
-        if problem is None:
-            continue
-        # A user's mistake is the last entry of its traceback: our error type, and the message up to submitit's closing line.
+    """Wait for a job's processes on this machine; raise what became of those that failed, and say where the log is.
+
+    A user's mistake comes first: the other processes then only tell that one of them is gone.
+    """
+    problems = {
+        number: problem for number in range(job.num_tasks) if (problem := job.task(number).exception()) is not None
+    }
+    for number, problem in problems.items():
+        # The last entry of its traceback: our error type, and the message up to submitit's closing line.
         found = re.search(r"^dinov2\.[\w.]+Error: (.+?)\n*^-{10,}$", str(problem), flags=re.MULTILINE | re.DOTALL)
         if found is not None:
-            raise UserError(
-                f"{found.group(1).strip()}\nSo process {number} of job {job.job_id}; its log: {task.paths.stderr}"
-            )
-        raise JobError(f"process {number} of job {job.job_id} failed; its log: {task.paths.stderr}\n{problem}")
+            raise UserError(f"{found.group(1).strip()}\n{_where(job, number)}")
+    for number, problem in problems.items():
+        raise JobError(f"{_where(job, number)}\n{problem}")
+
+
+def _where(job: Any, number: int) -> str:
+    return f"This happened in process {number} of job {job.job_id}; its log: {job.task(number).paths.stderr}"

@@ -1,6 +1,7 @@
 """The object that submitit sends to a job and calls in every process of it; `Trainer` and the `Evaluator`s are made of it."""
 
 import argparse
+import sys
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -10,11 +11,21 @@ class SubmittedTask(ABC):
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
+        self._is_requeued = False
 
     def __call__(self) -> Any:
         """Run in this process of the job; returns what the entry point gives."""
         self._setup_args()
-        return self._main(self.args)
+        try:
+            return self._main(self.args)
+        except Exception:
+            if not self._is_requeued:
+                raise
+            # submitit leaves by SystemExit from within its signal handler. In the middle of writing a checkpoint torch makes an
+            # ordinary error of that, which would end the job for good instead of starting it again.
+            from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
+
+            sys.exit(LOCAL_REQUEUE_RETURN_CODE)
 
     def checkpoint(self) -> Any:
         """What submitit puts back into the queue when the time limit nears or the job is preempted: the same command line.
@@ -23,6 +34,7 @@ class SubmittedTask(ABC):
         """
         import submitit.helpers
 
+        self._is_requeued = True
         again = {"no_resume": False} if hasattr(self.args, "no_resume") else {}
         args = argparse.Namespace(**{**vars(self.args), **again})
         return submitit.helpers.DelayedSubmission(type(self)(args))

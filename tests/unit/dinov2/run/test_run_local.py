@@ -34,7 +34,7 @@ class Roll(SubmittedTask):
 """
 
 
-def launch_training(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def launch_training(folder: Path, *options: str, n_processes: int = 1) -> subprocess.CompletedProcess[str]:
     (folder / "config.yaml").write_text(CONFIG)
     command = [
         sys.executable,
@@ -49,14 +49,15 @@ def launch_training(folder: Path, *options: str) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.slow
-def test_a_local_job_trains_and_leaves_a_teacher(tmp_path):
+@pytest.mark.parametrize("n_processes", [1, 2])
+def test_a_local_job_trains_and_leaves_a_teacher(n_processes, tmp_path):
     images = tmp_path / "images" / "only"
     images.mkdir(parents=True)
     for i in range(4):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(
             images / f"{i}.png"
         )
-    done = launch_training(tmp_path, f"train.dataset_path=ImageFolder:root={images.parent}")
+    done = launch_training(tmp_path, f"train.dataset_path=ImageFolder:root={images.parent}", n_processes=n_processes)
     assert done.returncode == 0, done.stdout + done.stderr
     (run,) = (tmp_path / "out").iterdir()
     assert f"job {run.name} is done" in done.stdout

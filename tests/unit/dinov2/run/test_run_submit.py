@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
 from dinov2.run import submit
 from dinov2.run.submit import get_args_parser, get_shared_folder, submit_jobs
@@ -186,6 +187,66 @@ def test_a_requeued_training_goes_on_from_its_checkpoint():
     assert not again.args.no_resume
     assert first.args.no_resume
     assert (again.args.output_dir, again.args.opts) == ("run", ["optim.epochs=2"])
+
+
+class Interrupted(Trainer):
+    """A training whose process is told to leave, and that fails on the way out as torch's checkpoint writer does."""
+
+    def _setup_args(self) -> None:
+        pass
+
+    def _main(self, args: argparse.Namespace) -> None:
+        if args.at_time_limit:
+            self.checkpoint()
+        raise RuntimeError("SystemExit was swallowed")
+
+
+def test_an_error_on_the_way_to_the_queue_does_not_end_the_job():
+    with pytest.raises(SystemExit) as exit_info:
+        Interrupted(argparse.Namespace(at_time_limit=True))()
+    assert exit_info.value.code == LOCAL_REQUEUE_RETURN_CODE
+
+
+def test_any_other_error_does():
+    with pytest.raises(RuntimeError):
+        Interrupted(argparse.Namespace(at_time_limit=False))()
+
+
+class FinishedTask:
+    def __init__(self, number: int, problem: str | None) -> None:
+        self.problem = None if problem is None else RuntimeError(f"Traceback\n{problem}\n\n{'-' * 22}\nsee the logs")
+        self.paths = argparse.Namespace(stderr=Path(f"{number}.err"))
+
+    def exception(self) -> Exception | None:
+        return self.problem
+
+
+def make_job(*problems: str | None) -> argparse.Namespace:
+    """A job of submitit's whose processes have ended, with these errors."""
+    tasks = [FinishedTask(number, problem) for number, problem in enumerate(problems)]
+    return argparse.Namespace(job_id="9", num_tasks=len(tasks), task=tasks.__getitem__)
+
+
+def test_a_users_mistake_in_any_process_is_told_before_the_errors_that_it_caused():
+    job = make_job(
+        "RuntimeError: Connection closed", "dinov2.utils.config.ConfigError: Unknown key 'a'.\nUnknown key 'b'."
+    )
+    with pytest.raises(UserError) as error:
+        submit._raise_failure(job)
+    assert str(error.value).splitlines() == [
+        "Unknown key 'a'.",
+        "Unknown key 'b'.",
+        "This happened in process 1 of job 9; its log: 1.err",
+    ]
+
+
+def test_other_failures_are_told_whole():
+    with pytest.raises(submit.JobError, match=r"(?s)process 1 of job 9; its log: 1\.err.*Traceback.*out of memory"):
+        submit._raise_failure(make_job(None, "RuntimeError: out of memory"))
+
+
+def test_a_job_without_failures_raises_nothing():
+    submit._raise_failure(make_job(None, None))
 
 
 @pytest.mark.parametrize(
