@@ -19,11 +19,12 @@ from dinov2.loss.routing import CropSlots, build_router
 from dinov2.models import build_model_from_cfg
 from dinov2.train.device_batch import count_single_images, masked_patches, slots_of, to_device
 from dinov2.train.heads import build_heads
+from dinov2.train.initial_weights import load_heads, load_student_backbone, load_whole_model
 from dinov2.train.parallel import is_sharded, make_parallel, set_up_blocks
 from dinov2.train.precision import autocast, autocast_dtype, grad_scaler
 from dinov2.utils.errors import UserError
 from dinov2.utils.param_groups import fuse_params_groups, get_params_groups_with_decay
-from dinov2.utils.utils import has_batchnorms, load_pretrained_weights
+from dinov2.utils.utils import has_batchnorms
 
 logger = logging.getLogger("dinov2")
 
@@ -70,8 +71,10 @@ class SSLMetaArch(nn.Module):
 
         student_backbone, teacher_backbone, self.embed_dim = build_model_from_cfg(cfg)
         if cfg.student.pretrained_weights:
-            load_pretrained_weights(student_backbone, cfg.student.pretrained_weights, "model")
+            load_student_backbone(student_backbone, cfg.student.pretrained_weights)
         self.student = nn.ModuleDict({"backbone": student_backbone, **build_heads(cfg, self.embed_dim, teacher=False)})
+        if cfg.student.heads_from:
+            load_heads(self.student, cfg.student.heads_from)
         self.teacher = nn.ModuleDict({"backbone": teacher_backbone, **build_heads(cfg, self.embed_dim, teacher=True)})
         self.teacher.requires_grad_(False)
         subtract_max = cfg.train.sinkhorn_subtract_max
@@ -91,6 +94,8 @@ class SSLMetaArch(nn.Module):
         # What is called in place of the modules, once they are spread over processes; not registered, so that names stay.
         self._student_calls: dict[str, nn.Module] = dict(self.student.items())
         self._teacher_calls: dict[str, nn.Module] = dict(self.teacher.items())
+        self.first_iteration = 0
+        """Where a run without a checkpoint of its own begins: `MODEL.WEIGHTS` brings the iteration it was written after."""
         self.diagnostics: dict[str, Tensor] = {}
         """Of the last step, detached: entropy of the teacher's targets and of their mean over the batch, in nats; where the
         routing asks for several images of a sample, how many samples of the batch had only one."""
@@ -300,6 +305,8 @@ class SSLMetaArch(nn.Module):
             )
         for name in self.student:
             self.teacher[name].load_state_dict(self.student[name].state_dict())
+        if self.cfg.MODEL.WEIGHTS:
+            self.first_iteration = load_whole_model(self, self.cfg.MODEL.WEIGHTS)
         if not self.do_dino and self.ibot_separate_head:
             self.student["dino_head"].requires_grad_(False)  # no term of the loss reaches it
         train = self.cfg.train
