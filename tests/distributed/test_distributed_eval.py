@@ -1,6 +1,8 @@
 """Evaluations in two processes give the numbers of one, on image folders and on studies, and go on where two were stopped."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -185,6 +187,25 @@ def test_a_linear_evaluation_that_two_processes_began_goes_on(
         torch.testing.assert_close(heads[1], heads[0], rtol=0, atol=0)
     else:
         torch.testing.assert_close(heads[1], heads[0], rtol=1e-4, atol=1e-6)
+
+
+def test_two_tasks_of_a_slurm_step_write_the_results_of_one_process(
+    run_folder: Path, outputs: Path, tmp_path: Path
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    step = {"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost"}
+    step |= {"SLURM_STEP_TASKS_PER_NODE": "2", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "dinov2.eval.knn"]
+    command += arguments_of("knn", run_folder, "folder", tmp_path, n_processes=2)
+    tasks = [
+        subprocess.Popen(command, env=os.environ | step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank})
+        for rank in ("0", "1")
+    ]
+    assert [task.wait(timeout=120) for task in tasks] == [0, 0]
+    assert json_lines(tmp_path, "knn") == json_lines(outputs / "knn_folder_1", "knn")
+    assert (tmp_path / "logs" / "log.txt.rank1").is_file()
 
 
 def test_a_mistake_in_two_processes_is_a_sentence_of_each_without_a_traceback_of_ours(
