@@ -29,18 +29,18 @@ class TensorBoardWriter:
         self._file = None
         if not distributed.is_main_process():
             return
-        from tensorboard.summary.writer.record_writer import RecordWriter  # takes a second to import
+        from tensorboard.compat.proto.event_pb2 import (
+            SessionLog,
+        )  # half a second to import: not for the other processes
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        path, n_earlier = _next_path(folder)
-        self._file = path.open("xb")
+        self._file = _next_path(folder).open("xb")
         self._records = RecordWriter(self._file)
         self._write(step=0, file_version=_FORMAT)
-        if n_earlier:
-            from tensorboard.compat.proto.event_pb2 import SessionLog
-
-            self._write(step=start_iteration, session_log=SessionLog(status=SessionLog.START))
+        # In the first file too: one of TensorBoard's two loaders takes the first mark of a folder for no restart.
+        self._write(step=start_iteration, session_log=SessionLog(status=SessionLog.START))
 
     def add_scalars(self, iteration: int, values: Mapping[str, float]) -> None:
         """One point for each name, at this step; names with a slash are grouped by what stands before it."""
@@ -78,11 +78,8 @@ class TensorBoardWriter:
         self._records.flush()
 
 
-def _next_path(folder: Path) -> tuple[Path, int]:
-    """A new file, and how many there are before it.
-
-    TensorBoard reads the files of a folder in the order of their names: the new one comes last, whatever the clock says.
-    """
+def _next_path(folder: Path) -> Path:
+    """TensorBoard reads the files of a folder in the order of their names: the new one comes last, whatever the clock says."""
     stamps = [path.name.removeprefix(_PREFIX).split(".") for path in folder.glob(f"{_PREFIX}*")]
     latest = max((int(stamp[0]) for stamp in stamps if stamp[0].isdigit()), default=0)
-    return folder / f"{_PREFIX}{max(int(time.time()), latest):010d}.{len(stamps):06d}", len(stamps)
+    return folder / f"{_PREFIX}{max(int(time.time()), latest):010d}.{len(stamps):06d}"

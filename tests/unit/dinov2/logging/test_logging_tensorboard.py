@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as PluginEventAccumulator
+from tensorboard.util import tensor_util
 
 from dinov2 import distributed
 from dinov2.logging import MetricLogger
@@ -52,8 +54,13 @@ def test_steps_that_a_resumed_run_does_again_stand_once(tmp_path):
     with TensorBoardWriter(tmp_path, start_iteration=3) as resumed:
         resumed.add_scalars(3, {"total_loss": 30.0})
         resumed.add_scalars(4, {"total_loss": 40.0})
-    assert points(tmp_path, "total_loss") == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
+    expected = [(0, 0.0), (1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
+    assert points(tmp_path, "total_loss") == expected
     assert [step for step, _ in points(tmp_path, "probe/rankme")] == [0, 1, 2]
+    page = PluginEventAccumulator(str(tmp_path))  # what TensorBoard's pages read, with rules of its own for restarts
+    page.Reload()
+    shown = [(event.step, float(tensor_util.make_ndarray(event.tensor_proto))) for event in page.Tensors("total_loss")]
+    assert shown == expected
 
 
 def test_a_run_that_starts_anew_in_the_folder_replaces_all_of_the_old_one(tmp_path):
