@@ -118,7 +118,7 @@ class StudyImages(torch.utils.data.Dataset):
 
 
 def to_8_bit(pixels: np.ndarray) -> NDArray[np.uint8]:
-    """Grey values [H, W] of a shard, uint8 or uint16, as uint8: by the full range of their type, as `prepare_image` reads them."""
+    """Grey values [H, W] of a shard, uint8 or uint16, as uint8: by the full range of their type, as `prepare_image` does."""
     if pixels.dtype == np.uint8:
         return pixels
     return np.rint(pixels.astype(np.float32) * np.float32(255 / np.iinfo(pixels.dtype).max)).astype(np.uint8)
