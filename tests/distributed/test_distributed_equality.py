@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dinov2 import distributed
 from dinov2.configs import dinov2_default_config
-from dinov2.fsdp import full_tensor
+from dinov2.fsdp import ShardedGradScaler, full_tensor, local_tensor
 from dinov2.loss.routing import CropLayout
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 from dinov2.utils.plugins import load_plugins
@@ -172,6 +172,32 @@ def steps_of(case: Case, ranks: list[int]) -> list[dict[str, Tensor]]:
     return results
 
 
+def overflow_in_one_process(rank: int) -> dict[str, Any]:
+    """A scaled step of a sharded model, in which only process 1's part of a gradient overflows."""
+    model = SSLMetaArch(Case("FULL_SHARD", "same_image").config())
+    model.train()
+    model.prepare_for_distributed_training()
+    model.fp16_scaler = scaler = ShardedGradScaler("cpu", init_scale=4.0)
+    optimizer = torch.optim.AdamW(model.student.parameters(), lr=0.1)
+    before = [local_tensor(p).clone() for p in model.student.parameters()]
+    model.forward_backward(collated([process_batch(model.router.layout, rank, 0)]), teacher_temp=0.07)
+    gradient = dict(model.student.named_parameters())["backbone.blocks.0.mlp.fc1.weight"].grad
+    assert gradient is not None
+    if rank == 1:
+        local_tensor(gradient)[0, 0] = float("inf")
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    after = [local_tensor(p) for p in model.student.parameters()]
+    return {"kept": all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), "scale": scaler.get_scale()}
+
+
+def losses_in_bf16(strategy: str, rank: int) -> dict[str, Tensor]:
+    bf16 = {"mixed_precision": {"param_dtype": "bf16"}}
+    options = {who: dict.fromkeys(("backbone", "dino_head", "ibot_head"), bf16) for who in ("student", "teacher")}
+    return steps_of(Case(strategy, "vet_dino", [JOINED, {"compute_precision": options}]), [rank])[0]
+
+
 def worker(rank: int, port: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"WORLD_SIZE": str(N_PROCESSES), "LOCAL_WORLD_SIZE": str(N_PROCESSES)}
@@ -181,6 +207,8 @@ def worker(rank: int, port: int, folder: str) -> None:
             "equal": {name: steps_of(case, [rank]) for name, case in CASES.items()},
             "accumulated": {name: steps_of(case, [rank]) for name, case in ACCUMULATED.items()},
             "per process": steps_of(PER_PROCESS, [rank]),
+            "bf16": {strategy: losses_in_bf16(strategy, rank) for strategy in ("NO_SHARD", "FULL_SHARD")},
+            "overflow": overflow_in_one_process(rank),
         }
     torch.save(everything, Path(folder) / f"rank_{rank}.pt")
 
@@ -220,6 +248,19 @@ def test_accumulated_batches_of_two_processes_give_the_step_of_one_on_all(
     whole = Case(case.strategy, case.routing, case.options)
     for results in of_two:
         assert_same(steps_of(whole, list(range(N_PROCESSES))), results["accumulated"][strategy])
+
+
+@pytest.mark.parametrize("strategy", ["NO_SHARD", "FULL_SHARD"])
+def test_bf16_stays_near_the_losses_of_fp32(strategy: str, of_two: list[dict[str, Any]]) -> None:
+    fp32 = of_two[0]["equal"][f"{strategy} vet_dino centering"][0]
+    bf16 = of_two[0]["bf16"][strategy]
+    for name in ("dino_global_crops_loss", "dino_local_crops_loss", "ibot_loss"):
+        assert float(bf16[name]) == pytest.approx(float(fp32[name]), rel=2e-2)
+        assert bf16[name] != fp32[name]
+
+
+def test_a_gradient_that_overflows_in_one_process_makes_all_leave_the_step_out(of_two: list[dict[str, Any]]) -> None:
+    assert [results["overflow"] for results in of_two] == [{"kept": True, "scale": 2.0}] * N_PROCESSES
 
 
 def test_koleo_searches_neighbours_within_each_process_unless_asked(of_two: list[dict[str, Any]]) -> None:
