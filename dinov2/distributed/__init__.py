@@ -22,6 +22,7 @@ TIMEOUT = datetime.timedelta(minutes=30)
 """How long a collective waits for a process that does not come, before the run ends with an error."""
 
 _launch: Launch | None = None
+_n_groups = 0
 
 
 def is_enabled() -> bool:
@@ -73,7 +74,7 @@ def enable(
 
     Calling it again raises RuntimeError until `disable` was called. `print` is left alone, unlike in the official code.
     """
-    global _launch
+    global _launch, _n_groups
     if _launch is not None:
         raise RuntimeError("The process group is already enabled. Call dinov2.distributed.disable() first.")
     launch = find_launch()
@@ -87,13 +88,14 @@ def enable(
         dist.init_process_group(
             # Object collectives and checkpoints use tensors on the CPU, also beside NCCL.
             backend="cpu:gloo,cuda:nccl" if use_cuda else "gloo",
-            # After a restart by torchrun the store still holds the addresses of the processes that died.
-            store=dist.PrefixStore(f"attempt{launch.attempt}", store),
+            # After a restart by torchrun, and for a second group, the store still holds the addresses of those before.
+            store=dist.PrefixStore(f"attempt{launch.attempt}/group{_n_groups}", store),
             rank=rank,
             world_size=world_size,
             timeout=TIMEOUT,
         )
         dist.barrier()
+        _n_groups += 1
     _launch = launch
 
 

@@ -14,7 +14,7 @@ import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,10 +68,12 @@ class TensorFolder:
 
     def prepare(self) -> None:
         """Make room for writing: what an interrupted attempt left goes away."""
+        self._together(self._make_partial)
+
+    def _make_partial(self) -> None:
         if self._rank == 0:
             shutil.rmtree(self._partial, ignore_errors=True)
             self._partial.mkdir(parents=True)
-        self._barrier()
 
     def write_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """The tensors, each process its shards; of tensors that all hold, each a part."""
@@ -94,6 +96,11 @@ class TensorFolder:
 
         own: tensors and plain values, loadable with `weights_only=True`. facts: readable entries of meta.json.
         """
+        everyones = self._together(lambda: self._write_own(own))
+        self._together(lambda: self._name_the_folder(facts, everyones))
+
+    def _write_own(self, own: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Returns size and hash of every file that this process wrote."""
         torch.save(dict(own), self._partial / f"rank_{self._rank}.pth")
         mine = [self._partial / f"rank_{self._rank}.pth", *self._partial.glob(f"__{self._rank}_*.distcp")]
         if self._rank == 0:
@@ -102,23 +109,25 @@ class TensorFolder:
         for path in mine:
             flush(path)
             files[path.name] = {"size_bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        everyones = self._gathered(files)
-        if self._rank == 0:
-            meta = {
-                "format_version": FORMAT_VERSION,
-                **facts,
-                "world_size": len(everyones),
-                "files": {name: fact for part in everyones for name, fact in sorted(part.items())},
-            }
-            meta["sha256"] = _digest(meta)
-            (self._partial / META).write_text(json.dumps(meta, indent=2) + "\n")
-            flush(self._partial / META)
-            flush(self._partial)
-            if self.folder.exists():
-                shutil.rmtree(self.folder)  # an earlier run of the same step; its replacement is whole and flushed
-            self._partial.rename(self.folder)
-            flush(self.folder.parent)
-        self._barrier()
+        return files
+
+    def _name_the_folder(self, facts: Mapping[str, Any], everyones: list[dict[str, Any]]) -> None:
+        if self._rank != 0:
+            return
+        meta = {
+            "format_version": FORMAT_VERSION,
+            **facts,
+            "world_size": len(everyones),
+            "files": {name: fact for part in everyones for name, fact in sorted(part.items())},
+        }
+        meta["sha256"] = _digest(meta)
+        (self._partial / META).write_text(json.dumps(meta, indent=2) + "\n")
+        flush(self._partial / META)
+        flush(self._partial)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)  # an earlier run of the same step; its replacement is whole and flushed
+        self._partial.rename(self.folder)
+        flush(self.folder.parent)
 
     def fault(self) -> str | None:
         """What is wrong with the folder, or None; the processes share the hashing of its files and get the same answer."""
@@ -175,16 +184,25 @@ class TensorFolder:
         path = self.folder / f"rank_{self._rank}.pth"
         return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
 
+    def _together(self, function: Callable[[], Any]) -> list[Any]:
+        """The results of all processes; where one cannot write, all get the OSError, and none waits for it."""
+        result, fault = None, ""
+        try:
+            result = function()
+        except (OSError, RuntimeError) as error:
+            fault = f"{type(error).__name__}: {error}"
+        everyones = self._gathered((result, fault))
+        for rank, (_, its_fault) in enumerate(everyones):
+            if its_fault:
+                raise OSError(f"process {rank}: {its_fault}")
+        return [its_result for its_result, _ in everyones]
+
     def _gathered(self, value: Any) -> list[Any]:
         if self._alone:
             return [value]
         values: list[Any] = [None] * distributed.get_global_size()
         dist.all_gather_object(values, value, group=self._group)
         return values
-
-    def _barrier(self) -> None:
-        if not self._alone:
-            dist.barrier(group=self._group)
 
 
 class _SafeReader(dcp.FileSystemReader):

@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
@@ -31,6 +31,15 @@ class SmoothedValue:
         self.deque.append(float(value))
         self.count += num
         self.total += float(value) * num
+
+    def state(self) -> list[float]:
+        """Count, total and window, as plain values."""
+        return [float(self.count), self.total, *self.deque]
+
+    def load_state(self, state: Sequence[float]) -> None:
+        """The reverse of `state`."""
+        self.count, self.total = int(state[0]), state[1]
+        self.deque = deque(state[2:], maxlen=self.deque.maxlen)
 
     def synchronize_between_processes(self) -> None:
         """Add up count and total over all processes; the window stays this process's own."""
@@ -76,14 +85,17 @@ class MetricLogger:
         *,
         after_step: Callable[[int, float, float], Mapping[str, float]] | None = None,
         sink: Callable[[int, Mapping[str, float]], None] | None = None,
+        between_steps: Callable[[int], None] | None = None,
     ) -> None:
         """
         after_step: called by `log_every` after each step with (iteration, seconds of the step, seconds of it spent waiting for
             data); what it returns is added to the meters. sink: called on the main process with (iteration, values) of every
-            line of `output_file`, whether or not there is one.
+            line of `output_file`, whether or not there is one. between_steps: called with the iteration when its line is
+            written; what it takes belongs to no step's time. The place to save at: what is saved later has its line.
         """
         self.after_step = after_step
         self.sink = sink
+        self.between_steps = between_steps
         self.meters: dict[str, SmoothedValue] = defaultdict(SmoothedValue)
         self.delimiter = delimiter
         self.output_file = Path(output_file) if output_file else None
@@ -105,6 +117,15 @@ class MetricLogger:
     def synchronize_between_processes(self) -> None:
         for meter in self.meters.values():
             meter.synchronize_between_processes()
+
+    def state(self) -> dict[str, list[float]]:
+        """The meters as plain values, so that the lines of a resumed run are those of one that was never stopped."""
+        return {name: meter.state() for name, meter in self.meters.items()}
+
+    def load_state(self, state: Mapping[str, Sequence[float]]) -> None:
+        """The reverse of `state`."""
+        for name, values in state.items():
+            self.meters[name].load_state(values)
 
     def add_meter(self, name: str, meter: SmoothedValue) -> None:
         self.meters[name] = meter
@@ -152,6 +173,8 @@ class MetricLogger:
                 parts = [f"{header or ''} [{iteration}/{n_iterations}]", f"eta: {_clock(left_s)}", str(self)]
                 parts += [f"time: {iter_time}", f"data: {data_time}", *_memory()]
                 logger.info(self.delimiter.join(parts))
+            if self.between_steps is not None:
+                self.between_steps(iteration)
             iteration += 1
             end = time.perf_counter()
             if iteration >= n_iterations:

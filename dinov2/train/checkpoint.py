@@ -8,16 +8,19 @@ and the one before it taken.
 import logging
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from dinov2 import distributed
 from dinov2.fsdp.storage import TensorFolder, read_meta
+from dinov2.utils.errors import UserError
 
 logger = logging.getLogger("dinov2")
 
@@ -57,17 +60,19 @@ class Checkpointer:
         self.wait()
         folder = TensorFolder(self.folder / f"{iteration:07d}", group=self._group)
         facts = {"iteration": iteration, **state.facts}
-        folder.prepare()
-        if not self._in_background:
-            folder.write_tensors(state.tensors)
-            self._finish(folder, state.own, facts)
-            return folder.folder
-        written = folder.start_writing_tensors(state.tensors)
+        with self._explained(folder):
+            folder.prepare()
+            if not self._in_background:
+                folder.write_tensors(state.tensors)
+                self._finish(folder, state.own, facts)
+                return folder.folder
+            written = folder.start_writing_tensors(state.tensors)
 
         def finish() -> None:
             try:
-                written.result()
-                self._finish(folder, state.own, facts)
+                with self._explained(folder):
+                    written.result()
+                    self._finish(folder, state.own, facts)
             except BaseException as error:  # raised again by wait(), in the training's own thread
                 self._failure = error
 
@@ -77,9 +82,25 @@ class Checkpointer:
 
     def _finish(self, folder: TensorFolder, own: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         folder.finish(own, facts)
-        if distributed.is_main_process():
-            for old in self.iterations()[: -self.keep]:
-                shutil.rmtree(self.folder / f"{old:07d}")
+        if not distributed.is_main_process():
+            return
+        # Damaged folders after this one must not push out the good ones before it.
+        finished = [i for i in self.iterations() if i <= facts["iteration"]]
+        for old in finished[: -self.keep]:
+            shutil.rmtree(self.folder / f"{old:07d}")
+        for left_by_a_kill in self.folder.glob(".*.partial"):
+            shutil.rmtree(left_by_a_kill)
+
+    @contextmanager
+    def _explained(self, folder: TensorFolder) -> Iterator[None]:
+        """A full disk or a folder that cannot be written, as a sentence that says what is left and what to do."""
+        try:
+            yield
+        except (OSError, RuntimeError, CheckpointException) as error:
+            raise UserError(
+                f"The checkpoint {folder.folder.name} could not be written: {_first_cause(error)}. See that the disk of "
+                f"{self.folder} has room and can be written to. {self.describe_newest()}"
+            ) from error
 
     def wait(self) -> None:
         """Return when nothing is being written any more; raises what went wrong while writing."""
@@ -104,14 +125,32 @@ class Checkpointer:
         return f"The last good checkpoint is {self.folder.name}/{iterations[-1]:07d}; the same command goes on from it."
 
     def find_newest(self) -> "StoredCheckpoint | None":
-        """The newest whole checkpoint, or None when there is none; damaged ones are named in the log."""
+        """The newest whole checkpoint, or None when there is none yet; damaged ones are named in the log.
+
+        Raises `UserError` when there are checkpoints and all are damaged: the run must not start from the beginning unasked.
+        """
+        faults = []
         for iteration in reversed(distributed.broadcast_object(self.iterations())):
             folder = TensorFolder(self.folder / f"{iteration:07d}")
             fault = folder.fault()
             if fault is None:
                 return StoredCheckpoint(folder)
             logger.warning("checkpoint %s is not usable (%s); trying the one before it", folder.folder.name, fault)
+            faults.append(f"{folder.folder.name}: {fault}")
+        if faults:
+            raise UserError(
+                f"No checkpoint in {self.folder} is usable. {'; '.join(faults)}. Put a whole one there from a copy, or start "
+                "anew with --no-resume, which sets these aside."
+            )
         return None
+
+
+def _first_cause(error: BaseException) -> str:
+    """What went wrong in one process; torch gathers the failures of all with their tracebacks, which no one can read."""
+    while isinstance(error, CheckpointException) and error.failures:
+        failure: Any = next(iter(error.failures.values()))
+        error = failure[0]
+    return f"{type(error).__name__}: {error}"
 
 
 class StoredCheckpoint:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from dinov2.utils.errors import UserError
 
 _LOCK = ".lock"
+_WORKERS_LEAVE_WITHIN_S = 20.0  # torch's workers look for their parent every 5 s
 
 MAY_DIFFER = (
     "train.output_dir",
@@ -64,9 +66,8 @@ def sole_owner(output_dir: Path) -> Iterator[None]:
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     with (output_dir / _LOCK).open("a+") as lock:
-        if not _take(lock):
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
+        if not _take_from_the_dead(lock):
+            owner = _owner(lock) or "unknown"
             raise UserError(
                 f"Process {owner} is already training in {output_dir}. Two runs in one folder would overwrite each other: wait "
                 f"for it, stop it (kill {owner}), or give another --output-dir."
@@ -84,6 +85,31 @@ def is_free(output_dir: Path) -> bool:
         return True
     with path.open("a+") as lock:
         return _take(lock)
+
+
+def _take_from_the_dead(lock: TextIO) -> bool:
+    """Take the lock, waiting a little when its owner is gone: data-loader workers inherit it and notice a kill seconds later."""
+    deadline = time.monotonic() + _WORKERS_LEAVE_WITHIN_S
+    while not _take(lock):
+        if _lives(_owner(lock)) or time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _owner(lock: TextIO) -> str:
+    lock.seek(0)
+    return lock.read().strip()
+
+
+def _lives(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:  # it lives, and is another user's
+        return True
+    return True
 
 
 def _take(lock: TextIO) -> bool:

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from dinov2 import distributed
 from dinov2.fsdp import full_tensor
-from dinov2.logging import MetricLogger
 from dinov2.train.batches import make_batches
 from dinov2.train.checkpoint import Checkpointer
 from dinov2.train.guard import NonFiniteLossError
 from dinov2.train.precision import autocast_dtype
 from dinov2.train.run_folder import claim_output_dir, set_aside_checkpoints, sole_owner
+from dinov2.train.run_log import METRICS_FILE, RunLog
 from dinov2.train.schedules import apply_optim_scheduler, build_schedulers
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 from dinov2.train.trainer import Batch, Trainer, build_optimizer
@@ -89,11 +89,14 @@ def do_train(cfg: DictConfig, model: SSLMetaArch, resume: bool = False) -> dict[
     )
     trainer = Trainer(cfg, model, last_good=checkpointer.describe_newest)
     stored = checkpointer.find_newest() if resume else None
-    start, samples_seen = 0, 0
+    start = model.first_iteration
+    samples_seen = start * trainer.samples_per_step
     if stored is not None:
         trainer.load_tensors(stored)
         start, samples_seen = stored.iteration + 1, stored.facts["samples_seen"]
         logger.info("resuming after iteration %d, %d samples", stored.iteration, samples_seen)
+    else:
+        logger.info("no checkpoint yet: starting at iteration %d", start)
     dtype = autocast_dtype(cfg, model.device) or torch.float32
     batches = make_batches(cfg, model.router.layout, start_iteration=start, samples_seen=samples_seen, dtype=dtype)
     trainer.guard.describe_sample = batches.describe_sample
@@ -101,16 +104,21 @@ def do_train(cfg: DictConfig, model: SSLMetaArch, resume: bool = False) -> dict[
         logger.info("training has already reached iteration %d; nothing to do", trainer.max_iteration)
         return {}
     if distributed.is_main_process():
-        _drop_metrics_after(output / "training_metrics.json", start)
+        _drop_metrics_after(output / METRICS_FILE, start)
+    log = RunLog(cfg, trainer, start=start)
     if stored is not None:
+        log.metrics.load_state((stored.read_own() or {}).get("meters", {}))
         trainer.load_random_states(stored)
-    metrics = MetricLogger(delimiter="  ", output_file=output / "training_metrics.json")
     try:
-        _steps(cfg, trainer, checkpointer, batches, metrics, start)
-    finally:
-        checkpointer.wait()
-    metrics.synchronize_between_processes()
-    return {name: meter.global_avg for name, meter in metrics.meters.items()}
+        with contextlib.ExitStack() as stack:
+            stack.callback(log.close)
+            stack.callback(checkpointer.wait)
+            _steps(cfg, trainer, checkpointer, batches, log, start)
+    except Exception as error:
+        logger.error("the run broke off: %s: %s. %s", type(error).__name__, error, checkpointer.describe_newest())
+        raise
+    log.metrics.synchronize_between_processes()
+    return {name: meter.global_avg for name, meter in log.metrics.meters.items()}
 
 
 def _steps(
@@ -118,7 +126,7 @@ def _steps(
     trainer: Trainer,
     checkpointer: Checkpointer,
     batches: Iterable[Sequence[Batch]],
-    metrics: MetricLogger,
+    log: RunLog,
     start: int,
 ) -> None:
     """The steps from `start` to the last one, with what happens between them."""
@@ -126,31 +134,24 @@ def _steps(
     eval_period = cfg.evaluation.eval_period_iterations
     last = trainer.max_iteration - 1
     with stop_requests() as stop:
-        steps = metrics.log_every(batches, cfg.train.log_period_iterations, "Training", last + 1, start)
-        for iteration, step_batches in enumerate(steps, start):
-            values = trainer.train_step(step_batches, iteration)
-            _update_meters(metrics, trainer, values, iteration)
-            done, is_last, stopping = iteration + 1, iteration == last, _anyone(stop)
-            if eval_period > 0 and (done % eval_period == 0 or is_last):
-                do_test(cfg, trainer.model, f"training_{iteration}")
-            if done % period == 0 or is_last or stopping:
-                checkpointer.save(trainer.state(iteration), iteration=iteration)
+
+        def save_when_due(iteration: int) -> None:
+            is_last, stopping = iteration == last, _anyone(stop)
+            if (iteration + 1) % period == 0 or is_last or stopping:
+                checkpointer.save(trainer.state(iteration, meters=log.metrics.state()), iteration=iteration)
             if stopping and not is_last:
                 checkpointer.wait()
                 logger.info("stopped after iteration %d; the same command goes on from there", iteration)
                 raise KeyboardInterrupt
 
-
-def _update_meters(metrics: MetricLogger, trainer: Trainer, values: Mapping[str, float] | None, iteration: int) -> None:
-    schedules = trainer.schedules
-    metrics.update(
-        lr=schedules.lr[iteration],
-        wd=schedules.wd[iteration],
-        mom=schedules.momentum[iteration],
-        last_layer_lr=schedules.last_layer_lr[iteration],
-        current_batch_size=trainer.cfg.train.batch_size_per_gpu,
-        **(values or {}),
-    )
+        # Not in the loop's body: a kill between saving a step and writing its line would lose the line.
+        log.metrics.between_steps = save_when_due
+        steps = log.metrics.log_every(batches, cfg.train.log_period_iterations, "Training", last + 1, start)
+        for iteration, step_batches in enumerate(steps, start):
+            values = trainer.train_step(step_batches, iteration)
+            log.record(iteration, step_batches, values)
+            if eval_period > 0 and ((iteration + 1) % eval_period == 0 or iteration == last):
+                do_test(cfg, trainer.model, f"training_{iteration}")
 
 
 def _anyone(stop: threading.Event) -> bool:

@@ -104,12 +104,15 @@ class Trainer:
         else:
             self.optimizer.step()
 
-    def state(self, iteration: int) -> TrainingState:
-        """Everything that the step after `iteration` depends on besides configuration and data set."""
+    def state(self, iteration: int, *, meters: Mapping[str, list[float]] | None = None) -> TrainingState:
+        """Everything that the step after `iteration` depends on besides configuration and data set.
+
+        meters: of the log, whose lines are medians over several steps.
+        """
         scaler = self.model.fp16_scaler
         return TrainingState(
             tensors=training_tensors(self.model, self.model.student, self.optimizer),
-            own={"random_states": random_states()},
+            own={"random_states": random_states(), "meters": dict(meters or {})},
             facts={
                 "samples_seen": (iteration + 1) * self.samples_per_step,
                 "samples_per_step": self.samples_per_step,
