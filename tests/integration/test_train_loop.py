@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from study_factory import make_intake
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dinov2.models import build_model_from_cfg
 from dinov2.train.run_folder import is_free, sole_owner
@@ -221,3 +222,24 @@ def test_accumulated_batches_make_one_step_of_the_larger_batch(config, intake, t
     a, b = losses(tmp_path / "whole"), losses(tmp_path / "parts")
     assert a.keys() == b.keys()
     assert [a[i] for i in a] == pytest.approx([b[i] for i in b], rel=1e-4)
+
+
+def test_probes_on_held_out_images_are_logged_and_leave_no_trace_in_the_weights(undisturbed, config, intake, tmp_path):
+    out = tmp_path / "run"
+    held_out = [f"evaluation.probe_{which}_dataset=VetStudies:root={intake}:target=view" for which in ("train", "val")]
+    assert run(arguments(config, intake, out, "evaluation.probe_period_iterations=3", *held_out)) == 0
+    assert same_weights(teacher(undisturbed, 11), teacher(out, 11))
+    last = json.loads((out / "training_metrics.json").read_text().splitlines()[-1])
+    assert last["rankme"] > 1
+    assert 0 <= last["knn_top1"] <= 100
+
+
+def test_speed_memory_and_tensorboard_stand_beside_the_official_values(undisturbed):
+    last = json.loads((undisturbed / "training_metrics.json").read_text().splitlines()[-1])
+    assert last["images_per_second"] > 0
+    assert 0 <= last["data_wait"] <= 1
+    assert last["max_memory_mb"] > 100
+    assert last["tflops"] > 0
+    (events,) = (undisturbed / "tensorboard").iterdir()
+    board = EventAccumulator(str(events)).Reload()
+    assert [point.step for point in board.Scalars("total_loss")] == list(range(12))
