@@ -27,7 +27,8 @@ def get_args_parser(
     """Options that every evaluation shares."""
     parser = argparse.ArgumentParser(description=description, parents=list(parents or ()), add_help=add_help)
     parser.add_argument("--config-file", type=str, default="", help="the run's configuration (its config.yaml)")
-    parser.add_argument("--pretrained-weights", type=str, default="", help="teacher_checkpoint.pth or a hub file")
+    weights_help = "teacher checkpoint, hub file, training file, Hugging Face folder or timm file"
+    parser.add_argument("--pretrained-weights", type=str, default="", help=weights_help)
     parser.add_argument("--output-dir", type=str, default="", help="where results and logs are written")
     parser.add_argument("--opts", nargs="+", default=[], help="key=value pairs laid over the configuration")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a user error")

@@ -257,6 +257,11 @@ def check_same_classes(train_dataset: Any, other: Any, which: str) -> None:
     which: what the message calls the other data set, for example "validation". Compared is what both can tell: the names in
     `classes`, and the greatest target of `get_targets()`.
     """
+    if hasattr(other, "get_targets") and other.get_targets() is None:
+        raise UserError(
+            f"The {which} data set has no targets, as ImageNet:split=TEST has none, and an evaluation needs them. "
+            "Use another split."
+        )
     ours, theirs = tuple(getattr(train_dataset, "classes", ())), tuple(getattr(other, "classes", ()))
     if ours and theirs and ours != theirs:
         n_extra, n_lacking = len(set(theirs) - set(ours)), len(set(ours) - set(theirs))

@@ -213,7 +213,10 @@ def main(args: argparse.Namespace) -> dict[str, float]:
             distributed.on_main(lambda: set_aside_checkpoints(output))
         distributed.on_main(lambda: write_config(cfg, output))
         logger.info("configuration:\n%s", OmegaConf.to_yaml(cfg))
-        model = SSLMetaArch(cfg).to(resolve_device(cfg.train.device))
+        device = resolve_device(cfg.train.device)
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32, as official
+        model = SSLMetaArch(cfg).to(device)
         logger.info("loss routing:\n%s", model.router.describe())
         if args.eval_only:
             return _eval_only(cfg, model)

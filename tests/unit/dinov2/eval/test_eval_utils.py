@@ -159,6 +159,11 @@ def test_targets_that_training_does_not_know_are_refused():
         utils.check_same_classes(with_targets(0, 1, 2), with_targets(3), "test")
 
 
+def test_a_data_set_without_targets_cannot_be_evaluated_on():
+    with pytest.raises(UserError, match="The test data set has no targets"):
+        utils.check_same_classes(with_targets(0, 1), SimpleNamespace(get_targets=lambda: None), "test")
+
+
 def test_lists_of_several_labels_are_compared_by_their_greatest():
     several = SimpleNamespace(get_targets=lambda: [[0, 2], [], [1]])
     utils.check_same_classes(with_targets(0, 1, 2), several, "test")
