@@ -53,15 +53,18 @@ class Run:
     options: tuple[str, ...] = ()
     n_processes: int = 1
 
+    def arguments(self) -> list[str]:
+        """Of the training command."""
+        data = f"train.dataset_path=VetStudies:root={self.data}"
+        return ["--config-file", str(self.config), "--output-dir", str(self.out), data, *self.options]
+
     def start(self) -> "Started":
         """Start it, or go on with it, in a session of its own; one thread a process."""
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.n_processes}"]
         command = [
             sys.executable,
             *(launcher if self.n_processes > 1 else []),
-            *("-m", "dinov2.train.train", "--config-file", str(self.config), "--output-dir", str(self.out)),
-            f"train.dataset_path=VetStudies:root={self.data}",
-            *self.options,
+            *("-m", "dinov2.train.train", *self.arguments()),
         ]
         log = self.out.with_suffix(".terminal.txt")
         with log.open("ab") as terminal:

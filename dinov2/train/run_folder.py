@@ -75,7 +75,11 @@ def sole_owner(output_dir: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
-        yield
+        try:
+            yield
+        finally:
+            # Closing the file is not enough while a loader worker still has it open.
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def is_free(output_dir: Path) -> bool:

@@ -165,3 +165,31 @@ def test_anything_but_tensors_in_a_checkpoint_is_refused(tmp_path):
     dcp.save({"model.w": torch.zeros(3), "code": {"a": 1}}, storage_writer=dcp.FileSystemWriter(folder), no_dist=True)
     with pytest.raises(UserError, match="BytesStorageMetadata, which no checkpoint of ours holds"):
         TensorFolder(folder).names()
+
+
+def test_damaged_checkpoints_of_later_steps_do_not_push_out_the_good_ones(tmp_path):
+    save(Checkpointer(tmp_path / "c", keep=5), 1, 5, 7)
+    for later in ("0000005", "0000007"):
+        flip_a_bit(tmp_path / "c" / later / "__0_0.distcp")
+    checkpointer = Checkpointer(tmp_path / "c", keep=1)
+    assert newest(checkpointer).iteration == 1
+    save(checkpointer, 3)
+    assert newest(checkpointer).iteration == 3
+
+
+def test_what_a_kill_left_of_another_step_goes_with_the_next_save(tmp_path):
+    checkpointer = Checkpointer(tmp_path / "c")
+    (tmp_path / "c" / ".0000002.partial").mkdir(parents=True)
+    save(checkpointer, 3)
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["0000003"]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_told_which_fault_each_has(tmp_path):
+    checkpointer = Checkpointer(tmp_path / "c")
+    save(checkpointer, 1, 2)
+    flip_a_bit(tmp_path / "c" / "0000001" / "rank_0.pth")
+    remove(tmp_path / "c" / "0000002" / "meta.json")
+    with pytest.raises(
+        UserError, match=r"0000002: meta.json is missing.*0000001: the SHA-256 of rank_0.pth.*--no-resume"
+    ):
+        checkpointer.find_newest()
