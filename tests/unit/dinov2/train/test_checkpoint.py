@@ -71,7 +71,7 @@ def test_a_failure_in_the_background_reaches_the_training(tmp_path, monkeypatch)
 
     monkeypatch.setattr(TensorFolder, "finish", no_space)
     checkpointer.save(state(1.0), iteration=1)
-    with pytest.raises(UserError, match="0000001 could not be written: OSError: No space.*There is no checkpoint yet"):
+    with pytest.raises(UserError, match=r"0000001 could not be written: OSError: No space.*There is no checkpoint yet"):
         checkpointer.wait()
     assert checkpointer.iterations() == []
 
