@@ -146,11 +146,18 @@ class Checkpointer:
 
 
 def _first_cause(error: BaseException) -> str:
-    """What went wrong in one process; torch gathers the failures of all with their tracebacks, which no one can read."""
+    """What went wrong in one process, in a line.
+
+    torch gathers the failures of all with their tracebacks, and its writer covers the error of the disk by one of its own.
+    """
     while isinstance(error, CheckpointException) and error.failures:
         failure: Any = next(iter(error.failures.values()))
         error = failure[0]
-    return f"{type(error).__name__}: {error}"
+    chain = [error]
+    while (below := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(below)
+    shown = next((link for link in chain if isinstance(link, OSError)), error)
+    return f"{type(shown).__name__}: {shown}"
 
 
 class StoredCheckpoint:

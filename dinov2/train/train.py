@@ -115,7 +115,9 @@ def do_train(cfg: DictConfig, model: SSLMetaArch, resume: bool = False) -> dict[
             stack.callback(checkpointer.wait)
             _steps(cfg, trainer, checkpointer, batches, log, start)
     except Exception as error:
-        logger.error("the run broke off: %s: %s. %s", type(error).__name__, error, checkpointer.describe_newest())
+        newest = checkpointer.describe_newest()
+        said = str(error) if newest in str(error) else f"{str(error).rstrip('. ')}. {newest}"
+        logger.error("the run broke off: %s: %s", type(error).__name__, said)
         raise
     log.metrics.synchronize_between_processes()
     return {name: meter.global_avg for name, meter in log.metrics.meters.items()}

@@ -138,6 +138,7 @@ def world(tmp_path_factory) -> World:
             world.job(s, f"{s}_one_to_two"),
         ]
     two.append(world.job("NO_SHARD", "nan", at={"nan": [1, STOP]}))
+    two.append(world.job("FULL_SHARD", "full", at={"full": [1, STOP]}))
     assert start_round(world, 2, two, n_processes=2) == [0, 0]
     last = []
     for s in STRATEGIES:
@@ -204,6 +205,13 @@ def test_a_loss_that_is_not_finite_in_one_process_names_it_and_its_samples(world
     assert f"Not finite at iteration {STOP}: koleo_loss." in said
     assert f"Process 1: koleo_loss, from the samples {samples[0]}" in said
     assert "Process 0:" not in said
+    assert "The last good checkpoint is checkpoints/0000002" in said
+
+
+def test_a_process_that_cannot_write_its_part_of_a_checkpoint_ends_all_with_the_last_good_one_named(world):
+    assert world.statuses("full") == [2, 2]
+    said = (world.folder / "full" / "logs" / "log.txt").read_text()
+    assert "The checkpoint 0000005 could not be written" in said
     assert "The last good checkpoint is checkpoints/0000002" in said
 
 

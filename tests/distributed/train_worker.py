@@ -3,12 +3,14 @@
     RANK=0 WORLD_SIZE=2 ... python train_worker.py plan.json results/
 
 plan.json: a list of {"name", "arguments" of the training command, "at": {event: [rank, iteration]}}. Events happen in that
-process before that step: "stop" (SIGTERM), "nan" (its KoLeo loss is not finite), "die" (SIGKILL).
+process before that step: "stop" (SIGTERM), "nan" (its KoLeo loss is not finite), "full" (no file of its may grow beyond 4 MB for
+the rest of the training), "die" (SIGKILL).
 results/<rank>.json: by name {"status", "samples": {iteration: indices}}; results/<name>.loaded.pt: what a resumed run began with.
 """
 
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -40,6 +42,8 @@ class WatchedTrainer(Trainer):
             os.kill(os.getpid(), signal.SIGTERM)
         if "die" in events:
             os.kill(os.getpid(), signal.SIGKILL)
+        if "full" in events:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, resource.RLIM_INFINITY))
         if "nan" in events:
             self._break_koleo()
         return super().train_step(batches, iteration)
@@ -70,6 +74,7 @@ def main(plan: Path, results: Path) -> None:
         for job in json.loads(plan.read_text()):
             WatchedTrainer.job, WatchedTrainer.results, WatchedTrainer.samples = job, results, {}
             status = run(job["arguments"])
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             diary[job["name"]] = {"status": status, "samples": WatchedTrainer.samples}
             (results / f"{distributed.get_global_rank()}.json").write_text(json.dumps(diary))
 
