@@ -14,9 +14,8 @@ import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +76,15 @@ class TensorFolder:
 
     def write_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """The tensors, each process its shards; of tensors that all hold, each a part."""
-        with _single_process_is_fine():
-            dcp.save(dict(tensors), storage_writer=self._writer(), process_group=self._group, no_dist=self._alone)
+        _expect_one_process()
+        dcp.save(dict(tensors), storage_writer=self._writer(), process_group=self._group, no_dist=self._alone)
 
     def start_writing_tensors(self, tensors: Mapping[str, Tensor]) -> Future[Any]:
         """The same from a copy in main memory, in a thread of its own; needs a group of its own among several processes."""
-        with _single_process_is_fine():
-            written: Any = dcp.async_save(
-                dict(tensors), storage_writer=self._writer(), process_group=self._group, no_dist=self._alone
-            )
+        _expect_one_process()
+        written: Any = dcp.async_save(
+            dict(tensors), storage_writer=self._writer(), process_group=self._group, no_dist=self._alone
+        )
         return written
 
     def _writer(self) -> dcp.FileSystemWriter:
@@ -174,10 +173,8 @@ class TensorFolder:
                 f"({', '.join(missing[:3]) or 'none'}), {len(wrong)} have another shape ({'; '.join(wrong[:3]) or 'none'}). "
                 "Use the configuration that the run was started with, or another output folder."
             )
-        with _single_process_is_fine():
-            dcp.load(
-                dict(into), storage_reader=_SafeReader(self.folder), process_group=self._group, no_dist=self._alone
-            )
+        _expect_one_process()
+        dcp.load(dict(into), storage_reader=_SafeReader(self.folder), process_group=self._group, no_dist=self._alone)
 
     def read_own(self) -> dict[str, Any] | None:
         """What this process wrote of its own; None where no process had its rank."""
@@ -241,12 +238,9 @@ def _digest(meta: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@contextmanager
-def _single_process_is_fine() -> Iterator[None]:
-    """torch warns that it takes a run without a process group for one process, which is what it is."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.distributed is disabled.*")
-        yield
+def _expect_one_process() -> None:
+    """torch warns that it takes a run without a process group for one process, which is what it is. Its threads warn too."""
+    warnings.filterwarnings("ignore", message=".*torch.distributed is disabled")
 
 
 def flush(path: Path) -> None:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dinov2.utils.errors import UserError
+
 logger = logging.getLogger("dinov2")
 
 
@@ -38,6 +40,11 @@ def empty_optimizer_state(
         if not name.startswith("optimizer."):
             continue
         parameter_name, _, key = name.removeprefix("optimizer.").rpartition(".")
+        if parameter_name not in parameters:
+            raise UserError(
+                f"The checkpoint holds optimizer state of '{parameter_name}', which this model has not. Use the configuration "
+                "that the run was started with, or another output folder."
+            )
         parameter = parameters[parameter_name]
         # AdamW counts steps on the CPU, in float32, whatever the parameter.
         value = torch.zeros(()) if key == "step" else torch.zeros_like(parameter, requires_grad=False)

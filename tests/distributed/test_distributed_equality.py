@@ -1,17 +1,15 @@
 """Two gloo processes give the losses, gradients and centres of one process on the joined batch: DDP and FSDP2, every centring
 mode, both routings. What the official code defines per process stays so by default, and is tested as that."""
 
-import os
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from omegaconf import OmegaConf
 from torch import Tensor
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dinov2 import distributed
 from dinov2.configs import dinov2_default_config
@@ -198,11 +196,10 @@ def losses_in_bf16(strategy: str, rank: int) -> dict[str, Tensor]:
     return steps_of(Case(strategy, "vet_dino", [JOINED, {"compute_precision": options}]), [rank])[0]
 
 
-def worker(rank: int, port: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    os.environ |= {"WORLD_SIZE": str(N_PROCESSES), "LOCAL_WORLD_SIZE": str(N_PROCESSES)}
+def worker(folder: str) -> None:
     torch.set_num_threads(1)
     with distributed.session():
+        rank = distributed.get_global_rank()
         everything = {
             "equal": {name: steps_of(case, [rank]) for name, case in CASES.items()},
             "accumulated": {name: steps_of(case, [rank]) for name, case in ACCUMULATED.items()},
@@ -217,10 +214,11 @@ def worker(rank: int, port: int, folder: str) -> None:
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes got, every case."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port, str(folder)), nprocs=N_PROCESSES)
+    # As torchrun --standalone does, which finds a port that stays free.
+    launch = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=N_PROCESSES, rdzv_backend="c10d", rdzv_endpoint="localhost:0"
+    )
+    elastic_launch(launch, worker)(str(folder))
     return [torch.load(folder / f"rank_{rank}.pt", weights_only=True) for rank in range(N_PROCESSES)]
 
 
