@@ -1,1 +1,1 @@
-"""Where images come from: folders and archives of DICOM files, DICOMweb servers, public data sets with tables, tables of one's own."""
+"""Where images come from: DICOM in folders, archives and on DICOMweb servers; public data sets; tables of one's own."""
