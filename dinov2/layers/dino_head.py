@@ -87,8 +87,7 @@ def standardise_per_group(x: Tensor, groups: Tensor | None = None, *, eps: float
     rows = x.flatten(0, -2)  # [R, D]
     with torch.autocast(x.device.type, enabled=False):
         rows = rows.float()
-        one_group = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-        n_rows, overall_mean, overall_var = _group_statistics(rows, one_group)  # [1], [1, D], [1, D]
+        n_rows, overall_mean, overall_var = _overall_statistics(rows)
         mean, var = overall_mean, overall_var
         if groups is not None:
             assert groups.shape == x.shape[:-1], f"one group per row: x {tuple(x.shape)}, groups {tuple(groups.shape)}"
@@ -97,8 +96,18 @@ def standardise_per_group(x: Tensor, groups: Tensor | None = None, *, eps: float
             alone = (counts == 1)[own][:, None]
             mean = torch.where(alone, overall_mean, means[own])
             var = torch.where(alone, overall_var, variances[own])
-        standardised = (rows - mean) * torch.rsqrt(var + eps)
-        return torch.where(n_rows > 1, standardised, rows).to(x.dtype).view_as(x)
+        standardised = (rows - mean) * torch.rsqrt(var + eps) if n_rows > 1 else rows
+        return standardised.to(x.dtype).view_as(x)
+
+
+def _overall_statistics(rows: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Of the rows of all processes: their number, mean and biased variance, [D] each."""
+    if distributed.get_global_size() == 1:
+        # Without a row there is no mean; it will not be used either.
+        var, mean = torch.var_mean(rows if len(rows) else rows.new_zeros(1, rows.shape[1]), dim=0, correction=0)
+        return len(rows), mean, var
+    counts, means, variances = _group_statistics(rows, torch.zeros(len(rows), dtype=torch.int64, device=rows.device))
+    return int(counts), means[0], variances[0]
 
 
 def _group_statistics(rows: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
