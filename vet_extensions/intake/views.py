@@ -1,32 +1,24 @@
-"""Which projection a radiograph shows, decided from its header by a fixed order of rules; `header` calls `decide_view`.
+"""Which projection a radiograph shows, decided from its header by a fixed order of rules; `evidence` and the sources call it.
 
 Order: ViewCodeSequence, ViewPosition, PatientOrientation, then the words of the descriptions. The first rule that can name a
 view decides, and its name is kept with the record, so that a user can see how much rests on free text. Everything here works
 on plain strings. Codes: DICOM PS3.16 CID 4010 (DX View), CID 4014 (View for Mammography), CID 7484 (DX View for Animal),
-given in SNOMED CT and, where one exists, in the older SNOMED RT form that most files still carry.
+given in SNOMED CT and, where one exists, in the older SNOMED RT form that most files still carry. Why codes come before
+ViewPosition: docs/decisions/0005. Which words are understood, and which are left alone on purpose: `view_words`.
 """
 
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from functools import partial
 
+from vet_extensions.intake.anatomy import laterality_in_words
+from vet_extensions.intake.view_words import view_in_words
+from vet_extensions.intake.words import SNOMED_SCHEMES, Code, clean
 from vet_extensions.schema import View
 
-SNOMED_SCHEMES = frozenset({"SCT", "SRT", "SNM3", "99SDM"})
-"""Coding scheme designators of SNOMED CT and RT (PS3.16 section 8.1)."""
+__all__ = ["SNOMED_SCHEMES", "Code", "decide_laterality", "decide_view", "shows_lateral", "view_in_words"]
 
 UNDECIDED = "none"
 """The rule's name when no rule could decide."""
-
-
-@dataclass(frozen=True)
-class Code:
-    """One item of a code sequence (PS3.3 section 8.8)."""
-
-    value: str
-    scheme: str = "SCT"
-    meaning: str = ""
-
 
 # The left lateral lies on its left side: the beam enters right and leaves left ("right-left lateral" in CID 7484).
 VIEW_CODES: dict[str, View] = {
@@ -50,29 +42,37 @@ VIEW_CODES: dict[str, View] = {
     "441505008": View.AP,  # dorsopalmar: front to back of a limb
     "399335002": View.AP,  # dorsoplantar
     "399071006": View.PA,  # plantodorsal
-    "399368009": View.MLO,
-    "R-10226": View.MLO,
-    "399182000": View.OBLIQUE,
-    "399038007": View.OBLIQUE,
-    "399059000": View.OBLIQUE,
-    "399099002": View.OBLIQUE,
-    "399135007": View.OBLIQUE,
-    "260427002": View.OBLIQUE,
-    "399236003": View.OBLIQUE,
-    "399356000": View.OBLIQUE,
-    "399312000": View.OBLIQUE,
-    "399184004": View.OBLIQUE,
-    "260426006": View.OBLIQUE,
-    "399006002": View.OBLIQUE,
 }
 
-# Cranio-caudal is a view of the breast in a mammogram, and the front-to-back view of a limb elsewhere.
-MAMMOGRAPHIC_CODES: dict[str, View] = {"399162004": View.CC, "R-10242": View.CC}
+# CID 4010's obliques, then those of CID 7484, which name every angle apart.
+_OBLIQUES = """
+    399182000 399038007 399059000 399099002 399135007 260427002 399236003 399356000 399312000 399184004 260426006 399006002
+    399225005 399288005 399160007
+    442585008 442600005 442627009 442659002 442661006 442623008 442589002 442739007 442741008 442607008 442674000 442604001
+    442598004 442745004 442632005 442636008 442582006 442643002 442601009 442586009 442590006 442622003 442660007 442675004
+    442605000 442612009 442658005 442597009 442742001 442637004 442729001 442746003 442721003 442730006 442657000 442609006
+    442583001 442629007 442602002 442587000 442621005 442644008 442606004 442738004 442630002 442592003 442625001 442611002
+    442596000 442743006 442747007 442638009 442639001 442748002 442744000 442641000 442603007 442588005 442608003 442624002
+    442645009 442631003 442628004 442599007 442740009 442610001 442591005 442595001
+"""
+OBLIQUE_CODES = frozenset(_OBLIQUES.split())
+
+# Cranio-caudal is a view of the breast in a mammogram, and the front-to-back view of a limb elsewhere; so with the oblique.
+MAMMOGRAPHIC_CODES: dict[str, View] = {
+    "399162004": View.CC,
+    "R-10242": View.CC,
+    "399368009": View.MLO,
+    "R-10226": View.MLO,
+    "399188001": View.OBLIQUE,
+    "441555000": View.OBLIQUE,
+}
 LIMB_CODES: dict[str, View] = {
     "399162004": View.AP,
     "R-10242": View.AP,
     "399196006": View.PA,
     "R-10244": View.PA,
+    "399368009": View.OBLIQUE,
+    "R-10226": View.OBLIQUE,
 }
 
 # ViewPosition (0018,5101), PS3.3 C.8.1.1: LL and RL name the side next to the detector, as the vocabulary here does.
@@ -94,129 +94,97 @@ VIEW_POSITIONS: dict[str, View] = {
     "LLO": View.OBLIQUE,
 }
 
-_OBLIQUES = r"OBL|OBLI?Q(UE)?|OBLICUA|RAO|LAO|RPO|LPO|RLO|LLO|DLPMO|DMPLO|DLPLMO|D\d+[A-Z]+O"
-# A decubitus picture may be a frontal one with a horizontal beam (people) or a lateral one (animals): nothing is concluded.
-_DECUBITUS = r"LLD|RLD|DECUB\w*"
-_DECISIVE: tuple[tuple[str, View | None], ...] = (
-    (r"MLO|MEDIO ?LATERAL OBLIQUE", View.MLO),
-    (_OBLIQUES, View.OBLIQUE),
-    (_DECUBITUS, None),
-)
-_FRONTAL: tuple[tuple[str, View], ...] = (
-    (r"VD|VENTRO ?DORSAL\w*", View.VD),
-    (r"DV|DORSO ?VENTRAL\w*", View.DV),
-    (r"PA|POSTERO ?ANTERIOR", View.PA),
-    (r"AP|ANTERO ?POSTERIOR", View.AP),
-    (r"DP|DORSO ?PALMAR|DORSO ?PLANTAR|CRCD|CRCA", View.AP),
-    (r"CDCR|CACR|PALMARO ?DORSAL|PLANTARO ?DORSAL", View.PA),
-)
-_LATERAL = r"LATERAL(IS)?|LAT|LL|RL|LLAT|RLAT|ML|LM|(MEDIO|LATERO) ?(LATERAL|MEDIAL)"
-# The side must stand beside the word lateral: in "RIGHT ELBOW LATERAL" it is the limb that is right.
-_SIDES: tuple[tuple[str, View], ...] = (
-    (r"(LEFT|LT|L) (LATERAL|LAT)|(LATERAL|LAT) (LEFT|LT|L)( RECUMB\w*|$)|LEFT RECUMB\w*|LL|LLAT", View.LATERAL_LEFT),
-    (
-        r"(RIGHT|RT|R) (LATERAL|LAT)|(LATERAL|LAT) (RIGHT|RT|R)( RECUMB\w*|$)|RIGHT RECUMB\w*|RL|RLAT",
-        View.LATERAL_RIGHT,
-    ),
-)
-
 
 def decide_view(
     *,
     codes: Iterable[Code] = (),
     position: str = "",
     orientation: Sequence[str] = (),
+    orientation_type: str = "",
     texts: Iterable[tuple[str, str]] = (),
     is_mammogram: bool = False,
+    is_animal: bool = False,
+    is_paired: bool = False,
 ) -> tuple[View, str]:
     """The view and the name of the rule that decided it; (UNKNOWN, "none") if none could.
 
-    codes: the items of ViewCodeSequence. position: ViewPosition. orientation: the two values of PatientOrientation.
-    texts: (keyword, text) of the descriptions, in the order in which they are believed.
+    codes: the items of ViewCodeSequence. position: ViewPosition. orientation: the two values of PatientOrientation, and
+    orientation_type: AnatomicalOrientationType. texts: (keyword, text) of the descriptions, in the order in which they are
+    believed. is_animal: the header says so, which makes a decubitus a lateral one. is_paired: the part is one of two, a
+    limb for example, so that a side in the texts is the part's and not the one that lies on the table.
     """
+    in_words = partial(view_in_words, is_mammogram=is_mammogram, is_animal=is_animal, is_paired=is_paired)
     for code in codes:
-        view = _view_of_code(code, is_mammogram=is_mammogram)
+        view = _view_of_code(code, is_mammogram=is_mammogram) or in_words(code.meaning)
         if view is not None:
             return view, "ViewCodeSequence"
-    cleaned = _clean(position)
-    view = VIEW_POSITIONS.get(cleaned) or view_in_words(cleaned, is_mammogram=is_mammogram)
+    view = _view_of_position(position, is_mammogram=is_mammogram) or in_words(position)
     if view is not None:
         return view, "ViewPosition"
-    if shows_lateral(orientation):
+    if shows_lateral(orientation, orientation_type=orientation_type):
         return View.LATERAL, "PatientOrientation"
     for keyword, text in texts:
-        view = view_in_words(text, is_mammogram=is_mammogram)
+        view = in_words(text)
         if view is not None:
             return view, keyword
     return View.UNKNOWN, UNDECIDED
 
 
-def view_in_words(text: str, *, is_mammogram: bool = False) -> View | None:
-    """The one view that a free text names; None when it names none, or several (as study descriptions do)."""
-    cleaned = _clean(text)
-    for pattern, decisive in _DECISIVE:
-        if _has(pattern, cleaned):
-            return decisive
-    found = {view for pattern, view in _FRONTAL if _has(pattern, cleaned)}
-    if _has(r"CC|CRANIO ?CAUDAL", cleaned):
-        found.add(View.CC if is_mammogram else View.AP)
-    if _has(r"CAUDO ?CRANIAL", cleaned) and not is_mammogram:
-        found.add(View.PA)
-    sides = {view for pattern, view in _SIDES if _has(pattern, cleaned)}
-    if sides:
-        found |= sides
-    elif _has(_LATERAL, cleaned):
-        found.add(View.LATERAL)
-    return found.pop() if len(found) == 1 else None
-
-
-def shows_lateral(orientation: Sequence[str]) -> bool:
+def shows_lateral(orientation: Sequence[str], *, orientation_type: str = "") -> bool:
     """Whether PatientOrientation (PS3.3 C.7.6.1.1.1) says that rows and columns lie in the sagittal plane.
 
-    Bipeds: one axis front to back (A, P), the other head to foot (H, F). Quadrupeds: one dorsal to ventral (D, V), the other
-    cranial to caudal (CR, CD). A frontal picture's letters do not tell VD from DV nor PA from AP, so only laterals are decided.
+    Bipeds: one axis front to back (A, P), the other head to foot (H, F). Quadrupeds: two of dorsal to ventral (D, V; PA and PL at
+    the feet), cranial to caudal (CR, CD; R is rostral) and proximal to distal (PR, DI). A frontal picture's letters do not
+    tell VD from DV nor PA from AP, so only laterals are decided. orientation_type: BIPED or QUADRUPED (0010,2210). Writers
+    forget it, though it is required for animals: letters that no biped has are then taken for a quadruped's.
     """
     if len(orientation) != 2:
         return False
-    return {_leading_direction(value) for value in orientation} == {"depth", "length"}
+    values = [value.strip().upper() for value in orientation]
+    kind = clean(orientation_type)
+    if kind != "QUADRUPED" and all(map(_is_biped, values)):
+        axes = {_BIPED[value[0]] for value in values}
+    elif kind != "BIPED":
+        axes = {_QUADRUPED.get(value[:2]) or _QUADRUPED.get(value[:1], "width") for value in values}
+    else:
+        return False
+    return len(axes) == 2 and "width" not in axes
 
 
-def decide_laterality(*, image_laterality: str, laterality: str) -> str:
-    """L, R, B (both), U (unpaired) or "". ImageLaterality (0020,0062) speaks of this image, Laterality of its series."""
+def decide_laterality(*, image_laterality: str, laterality: str, texts: Iterable[str] = ()) -> str:
+    """L, R, B (both), U (unpaired) or "". ImageLaterality (0020,0062) speaks of this image, Laterality of its series.
+
+    texts: descriptions, asked last for the side of a paired part ("right elbow"): Laterality is empty in most real files.
+    """
     for value in (image_laterality, laterality):
-        letter = _clean(value)
+        letter = clean(value)
         if letter in ("L", "R", "B", "U"):
             return letter
-    return ""
+    return next((letter for letter in map(laterality_in_words, texts) if letter), "")
+
+
+def _view_of_position(position: str, *, is_mammogram: bool) -> View | None:
+    view = VIEW_POSITIONS.get(clean(position))
+    return View.AP if view is View.CC and not is_mammogram else view
 
 
 def _view_of_code(code: Code, *, is_mammogram: bool) -> View | None:
-    if code.scheme.strip().upper() in SNOMED_SCHEMES:
-        value = code.value.strip().upper()
-        view = (MAMMOGRAPHIC_CODES if is_mammogram else LIMB_CODES).get(value) or VIEW_CODES.get(value)
-        if view is not None:
-            return view
-    return view_in_words(code.meaning, is_mammogram=is_mammogram)
+    value = code.snomed
+    view = (MAMMOGRAPHIC_CODES if is_mammogram else LIMB_CODES).get(value) or VIEW_CODES.get(value)
+    return View.OBLIQUE if view is None and value in OBLIQUE_CODES else view
 
 
-_DEPTH = ("A", "P", "D", "V")
-_LENGTH = ("H", "F", "CR", "CD")
-_TWO_LETTERS = ("CR", "CD", "PR", "DI", "PA", "PL", "LE", "RT")
+def _is_biped(value: str) -> bool:
+    """Whether each letter is a biped's and no two are of one axis: PA is palmar, not posterior and anterior."""
+    axes = [_BIPED.get(letter) for letter in value]
+    return bool(axes) and None not in axes and len(set(axes)) == len(axes)
 
 
-def _leading_direction(value: str) -> str:
-    """The axis of the main direction; what follows it ("AF") is a small deviation. Two-letter names (quadrupeds) come first."""
-    cleaned = value.strip().upper()
-    first = cleaned[:2] if cleaned[:2] in _TWO_LETTERS else cleaned[:1]
-    if first in _DEPTH:
-        return "depth"
-    return "length" if first in _LENGTH else "other"
-
-
-def _clean(text: str) -> str:
-    """Upper case, every run of anything but letters and digits a single space."""
-    return re.sub(r"[^A-Z0-9]+", " ", text.upper()).strip()
-
-
-def _has(pattern: str, cleaned: str) -> bool:
-    return re.search(rf"(?<![A-Z0-9])(?:{pattern})(?![A-Z0-9])", cleaned) is not None
+_BIPED = {"A": "depth", "P": "depth", "H": "length", "F": "length", "R": "width", "L": "width"}
+_QUADRUPED = {
+    **dict.fromkeys(("D", "V", "PA", "PL"), "depth"),
+    **dict.fromkeys(("CR", "CD", "R"), "length"),
+    **dict.fromkeys(("PR", "DI"), "limb"),
+    **dict.fromkeys(("LE", "RT", "M", "L"), "width"),
+}
+"""The axis of each direction. The main direction leads a value; what follows it ("AF") is a small deviation."""
