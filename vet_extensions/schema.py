@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the manifest's columns; written to and checked in the Parquet metadata."""
 
 
@@ -90,6 +90,28 @@ class RejectionCode(StrEnum):
     CONFLICTING_PATIENT = "CONFLICTING_PATIENT"
 
 
+class Note(StrEnum):
+    """What intake did to an image beyond its usual steps. The manifest's `notes` holds them in this order, comma-separated."""
+
+    COLOUR_TO_GREY = "colour-to-grey"
+    FOR_PROCESSING = "for-processing"
+    SIGN_ASSUMED = "sign-assumed"
+    FIRST_OF_FRAMES = "first-of-frames"
+    ONE_OF_FRAMES = "one-of-frames"
+    CROPPED_BY_ATTRIBUTES = "cropped-by-attributes"
+    CROPPED_BY_BORDER = "cropped-by-border"
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The rectangle of the source image that was kept; pixels, `top` and `left` from 0."""
+
+    top: int
+    left: int
+    rows: int
+    columns: int
+
+
 @dataclass(frozen=True)
 class Rejection:
     """A file that cannot be used. `detail` never holds a value that could identify a patient or owner."""
@@ -107,6 +129,9 @@ class ImageRecord:
     view_source: the rule that decided the view (for example "ViewPosition").
     labels: finding -> 1 present, 0 absent, -1 uncertain; a finding that is not stated is left out.
     pixel_hash: SHA-256 (first 16 hex digits) of the stored pixels and their shape.
+    frame: number of the frame in a multi-frame file, from 0.
+    crop: what was kept of the source image, None where all of it was.
+    notes: what was done to the image beyond the usual steps, in the order of `Note`, each once.
     """
 
     image_id: str
@@ -128,6 +153,9 @@ class ImageRecord:
     source_id: str = ""
     pixel_hash: str = ""
     labels: dict[str, int] = field(default_factory=dict)
+    frame: int = 0
+    crop: Crop | None = None
+    notes: tuple[Note, ...] = ()
 
 
 LABEL_PREFIX = "label."

@@ -1,4 +1,4 @@
-"""Pixel data to bit patterns, with decoders named and torn streams refused. `image` calls `read_stored_values` in the workers.
+"""Pixel data to bit patterns, with decoders named and torn streams refused. `image` calls `read_frame` in the workers.
 
 Standards: PS3.5 section 8 (encoding of pixel data) and Annex A (transfer syntaxes).
 """
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from pydicom import Dataset
-from pydicom.encaps import generate_frames
+from pydicom.encaps import get_frame
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID, AllTransferSyntaxes
 
@@ -38,6 +38,7 @@ DECODERS: dict[str, tuple[str, ...]] = {
 }
 _RLE = "1.2.840.10008.1.2.5"
 _JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+_JPEG_2000_START = b"\xff\x4f\xff\x51"
 
 
 def transfer_syntax(dataset: Dataset) -> str:
@@ -50,80 +51,102 @@ def transfer_syntax(dataset: Dataset) -> str:
     raise Refusal(Code.UNSUPPORTED_TRANSFER_SYNTAX, name)
 
 
-def read_stored_values(dataset: Dataset, layout: PixelLayout) -> np.ndarray:
-    """Decode PixelData: uint8 or uint16 [rows, columns], the bit patterns, neither masked nor signed. Errors: Refusal."""
+def read_frame(dataset: Dataset, layout: PixelLayout, *, frame: int = 0) -> tuple[np.ndarray, str]:
+    """Decode one frame, counted from 0, of PixelData.
+
+    Returns the bit patterns, neither masked nor signed, uint8 or uint16, [rows, columns] or [rows, columns, 3], and their
+    photometric interpretation, which is not the header's where the decoder has undone a colour transformation (JPEG 2000).
+    Errors: Refusal.
+    """
     syntax = transfer_syntax(dataset)
     if syntax == _JPEG_EXTENDED and layout.bits_stored > 8:
         raise Refusal(
             Code.UNSUPPORTED_TRANSFER_SYNTAX, f"JPEG Extended with {layout.bits_stored} bits; up to 8 are read"
         )
+    if frame >= layout.n_frames:
+        raise Refusal(Code.HEADER_MALFORMED, f"frame {frame} of {layout.n_frames} was asked for")
     data = dataset.get("PixelData")
     if not data:
         raise Refusal(Code.NO_PIXEL_DATA, "PixelData is missing or empty")
     if DECODERS[syntax] == _NATIVE:
-        if len(data) < layout.n_bytes:
-            raise Refusal(
-                Code.PIXEL_DATA_TRUNCATED,
-                f"{layout.n_bytes:,} bytes expected for {layout.rows} x {layout.columns} x {layout.bits_allocated} bit, "
-                f"{len(data):,} found",
-            )
+        expected = (layout.n_bits * layout.n_frames + 7) // 8
+        if len(data) < expected:
+            detail = f"{layout.n_frames} x {layout.rows} x {layout.columns} x {layout.bits_allocated} bit"
+            raise Refusal(Code.PIXEL_DATA_TRUNCATED, f"{expected:,} bytes expected for {detail}, {len(data):,} found")
     else:
-        _check_stream(data, layout, is_rle=syntax == _RLE)
-    pixels = _decode(dataset, syntax)
-    expected = np.dtype(f"u{layout.bits_allocated // 8}")
-    if (
-        pixels.shape != (layout.rows, layout.columns)
-        or pixels.dtype.kind not in "iu"
-        or pixels.itemsize != expected.itemsize
-    ):
+        _check_stream(_encoded_frame(dataset, layout, frame), layout, is_rle=syntax == _RLE)
+    pixels, photometric = _decode(dataset, syntax, frame)
+    shape = (layout.rows, layout.columns) if layout.samples == 1 else (layout.rows, layout.columns, layout.samples)
+    pattern = np.dtype(f"u{max(1, layout.bits_allocated // 8)}")
+    if pixels.shape != shape or pixels.dtype.kind not in "iu" or pixels.itemsize != pattern.itemsize:
         raise Refusal(Code.DECODE_FAILED, f"decoded to {pixels.dtype} {list(pixels.shape)}, not as the header says")
     native = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-    return np.ascontiguousarray(native).view(expected)
+    return np.ascontiguousarray(native).view(pattern), photometric
 
 
-def _check_stream(data: bytes, layout: PixelLayout, *, is_rle: bool) -> None:
+def _encoded_frame(dataset: Dataset, layout: PixelLayout, frame: int) -> bytes:
+    """The compressed stream of one frame, of one or more fragments (PS3.5 A.4)."""
+    offsets = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+    try:
+        return get_frame(
+            dataset.PixelData,
+            frame,
+            number_of_frames=layout.n_frames,
+            extended_offsets=offsets if all(offsets) else None,
+        )
+    except Exception as error:
+        raise Refusal(Code.PIXEL_DATA_TRUNCATED, f"the fragments cannot be followed ({type(error).__name__})") from None
+
+
+def _check_stream(stream: bytes, layout: PixelLayout, *, is_rle: bool) -> None:
     """Refuse torn and mismatched streams: some decoders fill what is missing with grey and say nothing.
 
     JPEG, JPEG-LS and JPEG 2000 streams all end with the two bytes FF D9 (ISO 10918-1 B.1.1.3, ISO 15444-1 A.4.4).
     """
-    try:
-        frame = next(generate_frames(data, number_of_frames=1))
-    except Exception as error:
-        raise Refusal(Code.PIXEL_DATA_TRUNCATED, f"the fragments cannot be followed ({type(error).__name__})") from None
     if is_rle:
         return
-    if not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):  # writers pad to even length with either byte
-        raise Refusal(Code.PIXEL_DATA_TRUNCATED, f"the compressed stream of {len(frame):,} bytes has no end mark")
-    size = _codestream_size(frame)
-    if size is not None and size != (layout.rows, layout.columns):
+    if not stream.rstrip(b"\0\xff").endswith(b"\xff\xd9"):  # writers pad to even length with either byte
+        raise Refusal(Code.PIXEL_DATA_TRUNCATED, f"the compressed stream of {len(stream):,} bytes has no end mark")
+    size = _codestream_size(stream)
+    if size is None:
+        raise Refusal(Code.DECODE_FAILED, "the compressed stream does not state its size")
+    if size != (layout.rows, layout.columns, layout.samples):
         raise Refusal(
             Code.DECODE_FAILED,
-            f"the stream holds {size[0]} x {size[1]} pixels, the header says {layout.rows} x {layout.columns}",
+            f"the stream holds {size[0]} x {size[1]} pixels, the header says {layout.rows} x {layout.columns}"
+            if size[:2] != (layout.rows, layout.columns)
+            else f"the stream holds {size[2]} samples per pixel, the header says {layout.samples}",
         )
 
 
-def _codestream_size(frame: bytes) -> tuple[int, int] | None:
-    """(rows, columns) as the stream itself states them: SIZ of JPEG 2000, SOFn of JPEG and JPEG-LS. None if not found."""
-    if frame[:4] == b"\xff\x4f\xff\x51" and len(frame) >= 24:
-        width, height, left, top = struct.unpack(">4I", frame[8:24])
-        return height - top, width - left
+def _codestream_size(stream: bytes) -> tuple[int, int, int] | None:
+    """(rows, columns, samples) as the stream states them: SIZ of JPEG 2000 (ISO 15444-1 A.5.1), SOFn of JPEG and JPEG-LS
+    (ISO 10918-1 B.2.2). None if not found. Some writers put the boxes of a JP2 file around JPEG 2000."""
+    start = stream.find(_JPEG_2000_START, 0, 4096)
+    if start >= 0 and len(stream) >= start + 42:
+        width, height, left, top = struct.unpack_from(">4I", stream, start + 8)
+        return height - top, width - left, struct.unpack_from(">H", stream, start + 40)[0]
     position = 2
-    while frame[:2] == b"\xff\xd8" and position + 9 <= len(frame) and frame[position] == 0xFF:
-        marker, length = frame[position + 1], struct.unpack(">H", frame[position + 2 : position + 4])[0]
+    while stream[:2] == b"\xff\xd8" and position + 10 <= len(stream) and stream[position] == 0xFF:
+        marker, length = struct.unpack_from(">BH", stream, position + 1)
+        if marker == 0xFF:  # a fill byte
+            position += 1
+            continue
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            return struct.unpack(">HH", frame[position + 5 : position + 9])
+            return struct.unpack_from(">HHB", stream, position + 5)
         position += 2 + length
     return None
 
 
-def _decode(dataset: Dataset, syntax: str) -> np.ndarray:
+def _decode(dataset: Dataset, syntax: str, frame: int) -> tuple[np.ndarray, str]:
     decoder = get_decoder(UID(syntax))
     failures = []
     for plugin in DECODERS[syntax]:
         try:
             # The unused bits are masked later, in one look-up with everything else.
             keep_bits: Any = {"correct_unused_bits": False}
-            return decoder.as_array(dataset, index=0, raw=True, decoding_plugin=plugin, **keep_bits)[0]
+            pixels, facts = decoder.as_array(dataset, index=frame, raw=True, decoding_plugin=plugin, **keep_bits)
+            return pixels, str(facts["photometric_interpretation"])
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:

@@ -38,8 +38,20 @@ PRESENTATION_CLASSES = {
 PROCESSING_CLASSES = frozenset(
     {"1.2.840.10008.5.1.4.1.1.1.1.1", "1.2.840.10008.5.1.4.1.1.1.2.1", "1.2.840.10008.5.1.4.1.1.1.3.1"}
 )
-SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+SECONDARY_CAPTURES = frozenset({f"1.2.840.10008.5.1.4.1.1.7{part}" for part in ("", ".1", ".2", ".3", ".4")})
 DICOMDIR = "1.2.840.10008.1.3.10"
+
+PHOTOMETRIC_SAMPLES = {
+    "MONOCHROME1": 1,
+    "MONOCHROME2": 1,
+    "PALETTE COLOR": 1,
+    "RGB": 3,
+    "YBR_FULL": 3,
+    "YBR_FULL_422": 3,
+    "YBR_ICT": 3,
+    "YBR_RCT": 3,
+}
+"""The photometric interpretations that are read, and their samples per pixel (PS3.3 C.7.6.3.1.2)."""
 
 _HEADER_ROOM_BYTES = 64 * 2**20
 """What a file may hold besides its pixels (overlays, private data) before it counts as too large."""
@@ -55,10 +67,22 @@ class PixelLayout:
     bits_stored: int
     high_bit: int
     is_signed: bool
+    photometric: str = "MONOCHROME2"
+    n_frames: int = 1
 
     @property
-    def n_bytes(self) -> int:
-        return self.rows * self.columns * self.bits_allocated // 8
+    def samples(self) -> int:
+        return PHOTOMETRIC_SAMPLES[self.photometric]
+
+    @property
+    def is_monochrome(self) -> bool:
+        return self.photometric in ("MONOCHROME1", "MONOCHROME2")
+
+    @property
+    def n_bits(self) -> int:
+        """Of one frame, uncompressed. YBR_FULL_422 stores two colour samples for two pixels (PS3.3 C.7.6.3.1.2)."""
+        samples = 2 if self.photometric == "YBR_FULL_422" else self.samples
+        return self.rows * self.columns * samples * self.bits_allocated
 
 
 @contextmanager
@@ -78,31 +102,41 @@ def open_dicom(path: Path, *, with_pixels: bool, max_pixels: int) -> Iterator[Da
         yield dataset
 
 
-def check_is_radiograph(dataset: Dataset, *, accept_secondary_capture: bool) -> None:
-    """Refuse what is not a radiograph for presentation. An empty answer is a yes."""
+def is_for_processing(dataset: Dataset) -> bool:
+    """Whether the pixels are raw detector values, by SOP class or PresentationIntentType (PS3.3 C.8.11.1)."""
+    intent = text(dataset, "PresentationIntentType").upper()
+    return text(dataset, "SOPClassUID") in PROCESSING_CLASSES or intent == "FOR PROCESSING"
+
+
+def check_is_radiograph(dataset: Dataset, *, accept_secondary_capture: bool, accept_for_processing: bool) -> None:
+    """Refuse what is not a radiograph. An empty answer is a yes."""
     sop_class = text(dataset, "SOPClassUID")
     if not sop_class:
         media_class = str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
         if media_class == DICOMDIR:
             raise Refusal(Code.UNSUPPORTED_SOP_CLASS, "a DICOMDIR: a table of contents, not an image")
         raise Refusal(Code.MISSING_IDENTIFIER, "SOPClassUID is missing or empty")
-    if sop_class in PROCESSING_CLASSES or text(dataset, "PresentationIntentType").upper() == "FOR PROCESSING":
+    if is_for_processing(dataset) and not accept_for_processing:
         raise Refusal(Code.FOR_PROCESSING, "raw detector values; no transformation for presentation is defined")
-    if sop_class == SECONDARY_CAPTURE and accept_secondary_capture:
+    if sop_class in SECONDARY_CAPTURES and accept_secondary_capture:
         return
-    if sop_class not in PRESENTATION_CLASSES:
+    if sop_class not in PRESENTATION_CLASSES and sop_class not in PROCESSING_CLASSES:
         raise Refusal(Code.UNSUPPORTED_SOP_CLASS, _class_name(sop_class))
 
 
 def pixel_layout(dataset: Dataset, *, max_pixels: int) -> PixelLayout:
-    """Check everything about the pixels that can be known before decoding."""
+    """Check everything about the pixels that can be known before decoding. Several frames are no fault here."""
     n_frames = whole_number(dataset, "NumberOfFrames", default=1)
-    if n_frames != 1:
-        raise Refusal(Code.MULTI_FRAME, f"{n_frames} frames")
-    samples = whole_number(dataset, "SamplesPerPixel", default=1)
+    if n_frames < 1:
+        raise Refusal(Code.HEADER_MALFORMED, "NumberOfFrames is 0")
     photometric = text(dataset, "PhotometricInterpretation").upper()
-    if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        shown = photometric if photometric in _PHOTOMETRICS else "an unknown interpretation"
+    samples = whole_number(dataset, "SamplesPerPixel", default=1)
+    if PHOTOMETRIC_SAMPLES.get(photometric) != samples:
+        shown = (
+            photometric
+            if photometric in {"", *PHOTOMETRIC_SAMPLES, *_OTHER_PHOTOMETRICS}
+            else "an unknown interpretation"
+        )
         raise Refusal(Code.UNSUPPORTED_PHOTOMETRIC, f"{shown or 'no interpretation'} with {samples} samples per pixel")
     rows, columns = whole_number(dataset, "Rows"), whole_number(dataset, "Columns")
     if rows * columns > max_pixels:
@@ -114,7 +148,7 @@ def pixel_layout(dataset: Dataset, *, max_pixels: int) -> PixelLayout:
     high_bit = whole_number(dataset, "HighBit", default=stored - 1)
     sign = whole_number(dataset, "PixelRepresentation", default=0)
     if (
-        allocated not in (8, 16)
+        allocated not in ((1, 8, 16) if samples == 1 else (8, 16))
         or not 1 <= stored <= allocated
         or not stored - 1 <= high_bit < allocated
         or sign not in (0, 1)
@@ -123,7 +157,7 @@ def pixel_layout(dataset: Dataset, *, max_pixels: int) -> PixelLayout:
             Code.HEADER_MALFORMED,
             f"BitsAllocated {allocated}, BitsStored {stored}, HighBit {high_bit}, PixelRepresentation {sign} do not fit together",
         )
-    return PixelLayout(rows, columns, allocated, stored, high_bit, bool(sign))
+    return PixelLayout(rows, columns, allocated, stored, high_bit, bool(sign), photometric, n_frames)
 
 
 def text(dataset: Dataset, keyword: str) -> str:
@@ -163,20 +197,7 @@ def whole_number(dataset: Dataset, keyword: str, *, default: int | None = None) 
     return int(value)
 
 
-_PHOTOMETRICS = frozenset(
-    {
-        "",
-        "MONOCHROME1",
-        "MONOCHROME2",
-        "PALETTE COLOR",
-        "RGB",
-        "YBR_FULL",
-        "YBR_FULL_422",
-        "YBR_PARTIAL_420",
-        "YBR_ICT",
-        "YBR_RCT",
-    }
-)
+_OTHER_PHOTOMETRICS = ("YBR_PARTIAL_420", "YBR_PARTIAL_422", "HSV", "ARGB", "CMYK", "XYB")
 
 
 def _value(dataset: Dataset, keyword: str) -> Any:

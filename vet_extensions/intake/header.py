@@ -4,7 +4,7 @@
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydicom import Dataset
@@ -20,6 +20,7 @@ from vet_extensions.intake.dicom import (
     pixel_layout,
     text,
 )
+from vet_extensions.intake.frames import chosen_frames, frame_image_id
 from vet_extensions.intake.options import IntakeOptions
 from vet_extensions.intake.refusal import Refusal
 from vet_extensions.intake.views import Code, decide_laterality, decide_view
@@ -36,29 +37,36 @@ class HeaderReader:
     pseudonyms: Pseudonyms
     options: IntakeOptions
 
-    def __call__(self, task: tuple[str, str]) -> ImageRecord | Rejection:
+    def __call__(self, task: tuple[str, str]) -> tuple[ImageRecord, ...] | Rejection:
         path, source_id = task
         try:
-            return self.read_record(Path(path), source_id=source_id)
+            return self.read_records(Path(path), source_id=source_id)
         except Refusal as refusal:
             return refusal.rejection
         except Exception as error:
             reason = f"the header cannot be interpreted ({type(error).__name__})"
             return Rejection(RejectionCode.HEADER_MALFORMED, reason)
 
-    def read_record(self, path: Path, *, source_id: str) -> ImageRecord:
-        """The record of one image as far as the header tells: stored size and pixel hash are still 0 and "".
+    def read_records(self, path: Path, *, source_id: str) -> tuple[ImageRecord, ...]:
+        """The records of a file's images, one a frame, as far as the header tells: stored size and pixel hash are still 0 and "".
 
         patient_id is "" where the file names no patient. Errors: Refusal.
         """
         with open_dicom(path, with_pixels=False, max_pixels=self.options.max_pixels) as dataset:
-            check_is_radiograph(dataset, accept_secondary_capture=self.options.accept_secondary_capture)
+            check_is_radiograph(
+                dataset,
+                accept_secondary_capture=self.options.accept_secondary_capture,
+                accept_for_processing=self.options.for_processing != "reject",
+            )
             image_uid, study_uid = (_identifier(dataset, name) for name in ("SOPInstanceUID", "StudyInstanceUID"))
             patient_id = text(dataset, "PatientID")
             syntax = transfer_syntax(dataset)
             layout = pixel_layout(dataset, max_pixels=self.options.max_pixels)
+            if self.options.colour == "reject" and not layout.is_monochrome:
+                raise Refusal(RejectionCode.UNSUPPORTED_PHOTOMETRIC, f"{layout.photometric}: stored in colour")
+            frames = chosen_frames(layout.n_frames, policy=self.options.multi_frame)
             view, view_source = _view(dataset)
-            return ImageRecord(
+            first = ImageRecord(
                 image_id=self.pseudonyms.image(image_uid),
                 study_id=self.pseudonyms.study(study_uid),
                 patient_id=self.pseudonyms.patient(patient_id) if patient_id else "",
@@ -74,11 +82,13 @@ class HeaderReader:
                     image_laterality=text(dataset, "ImageLaterality"), laterality=text(dataset, "Laterality")
                 ),
                 spacing_mm=_spacing(dataset),
-                photometric=text(dataset, "PhotometricInterpretation").upper(),
+                photometric=layout.photometric,
                 bits_stored=layout.bits_stored,
                 transfer_syntax=syntax,
                 source_id=source_id,
             )
+        ids = [frame_image_id(self.pseudonyms, image_uid, frame=frame) for frame in frames]
+        return tuple(replace(first, image_id=ids[frame], frame=frame) for frame in frames)
 
 
 def _identifier(dataset: Dataset, keyword: str) -> str:

@@ -10,6 +10,15 @@ from vet_extensions.schema import SCHEMA_VERSION, Split
 MIN_SIDE_PX = 16
 """Images with a shorter side are icons or test patterns and are rejected as TOO_SMALL."""
 
+POLICIES = {
+    "colour": ("reject", "neutral", "grey"),
+    "for_processing": ("reject", "log"),
+    "multi_frame": ("reject", "first", "each"),
+    "collimation": ("keep", "crop"),
+    "equal_pixels": ("keep", "reject"),
+}
+"""Options that choose among named treatments, and the names."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class IntakeOptions:
@@ -22,6 +31,12 @@ class IntakeOptions:
         none, every column that holds nothing but 0, 1, -1 and empty cells.
     split_fractions: shares of the patients for train, val and test; they sum to 1. split_seed: decides who goes where.
     accept_secondary_capture: also take Secondary Capture objects (screen shots and digitised film, as a rule).
+    colour: "neutral" takes colour images whose pixels are all but grey (a radiograph that was stored in colour) and rejects the
+        others (photographs, ultrasound, painted screenshots); "grey" takes them all, as their luminance; "reject" takes none.
+    for_processing: "reject", or "log" to bring raw detector values to a picture by their logarithm.
+    multi_frame: "reject", or "first" or "each" frame of a file with several.
+    collimation: "keep" the whole image, or "crop" it to the exposed field, as the attributes tell it or else the pixels show it.
+    equal_pixels: "keep" pictures that occur under several SOPInstanceUIDs (they are counted), or "reject" all but the first.
     max_pixels: larger images are rejected before they are decoded.
     salt: the secret behind the pseudonyms; None keeps or makes one in OUT/private/salt.
     """
@@ -33,6 +48,11 @@ class IntakeOptions:
     split_fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
     split_seed: int = 0
     accept_secondary_capture: bool = False
+    colour: str = "neutral"
+    for_processing: str = "reject"
+    multi_frame: str = "reject"
+    collimation: str = "keep"
+    equal_pixels: str = "keep"
     max_pixels: int = 100_000_000
     salt: str | None = None
 
@@ -43,6 +63,9 @@ class IntakeOptions:
             )
         if self.bits not in (8, 16):
             raise UserError(f"bits is {self.bits}; stored images have 8 or 16 bits. Give 8 or 16.")
+        for name, allowed in POLICIES.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name} is '{getattr(self, name)}'. Give one of {', '.join(allowed)}.")
         if self.max_pixels < MIN_SIDE_PX**2:
             raise UserError(f"max_pixels is {self.max_pixels}; give at least {MIN_SIDE_PX**2}.")
         if self.salt is not None and len(self.salt) < 8:
@@ -86,7 +109,7 @@ class LabelReport:
 
 @dataclass(frozen=True, kw_only=True)
 class IntakeSummary:
-    """What OUT/intake.json says. n_files = n_accepted + n_rejected: no file is lost.
+    """What OUT/intake.json says. n_files = n_accepted + n_rejected: no file is lost, each frame that is read counts as a file.
 
     rejected: rejection code -> number of files. splits: split -> {"patients", "studies", "images"}.
     was_already_done: nothing was read, OUT already held this very intake (not written to the file).
@@ -102,12 +125,17 @@ class IntakeSummary:
     labels: LabelReport | None = None
     options: dict[str, Any] = field(default_factory=dict)
     run_key: str = ""
+    equal_pixels: dict[str, int] = field(default_factory=dict)
+    part: str = ""
     schema_version: int = SCHEMA_VERSION
     was_already_done: bool = False
+    n_headers_taken_over: int = 0
+    n_images_taken_over: int = 0
 
     def as_json(self) -> dict[str, Any]:
         values = asdict(self)
-        del values["was_already_done"]
+        for name in ("was_already_done", "n_headers_taken_over", "n_images_taken_over"):
+            del values[name]
         return values
 
     @classmethod

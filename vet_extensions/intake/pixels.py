@@ -1,19 +1,19 @@
 """From stored values to grey: the transformations that DICOM prescribes for a radiograph, in its order, as one look-up table.
 
-`run` calls `to_grey` in its workers. The order is that of PS3.4 N.2: stored values, modality transformation, values of
+`image` calls `to_grey` in the workers. The order is that of PS3.4 N.2: stored values, modality transformation, values of
 interest, presentation. A radiograph has at most 16 bits, so the whole chain is a function of the stored bit pattern: it is
 computed in float64 once for each pattern that occurs, and then looked up for each pixel.
 
 Legend: P = 2 ** bits allocated, the number of bit patterns; V = the different unpadded stored values of the image.
 """
 
-from collections.abc import Sequence
-
 import cv2
 import numpy as np
 from pydicom import Dataset
 
-from vet_extensions.intake.dicom import PixelLayout, number, text
+from vet_extensions.intake.dicom import PixelLayout, is_for_processing, number, text
+from vet_extensions.intake.lut import apply_lut
+from vet_extensions.intake.processing import attenuation
 from vet_extensions.intake.refusal import Refusal
 from vet_extensions.schema import RejectionCode
 
@@ -27,7 +27,7 @@ must not set the scale. For 1 in 2 real radiographs the window is empty."""
 def to_grey(raw: np.ndarray, dataset: Dataset, layout: PixelLayout) -> np.ndarray:
     """Grey uint16 [rows, columns], 0 black to 65535 white, as meant for the eye: bone white, air black; padding black.
 
-    raw: the bit patterns from `read_stored_values`.
+    raw: the bit patterns from `read_frame`. Raw detector values (FOR PROCESSING) come out as their attenuation.
     Errors: Refusal with INVALID_GREYSCALE_TRANSFORM or CONSTANT_IMAGE.
     """
     table = grey_table(dataset, layout, counts=_histogram(raw))
@@ -45,11 +45,14 @@ def grey_table(dataset: Dataset, layout: PixelLayout, *, counts: np.ndarray) -> 
         raise Refusal(RejectionCode.CONSTANT_IMAGE, "every pixel is padding")
     values = apply_modality(dataset, stored, layout)
     _refuse_constant(values, "all unpadded pixels have one value")
-    grey = apply_voi(dataset, values, layout)
-    if grey is None:
-        grey = _percentile_window(values, counts[patterns])
-    if is_inverse(dataset):
-        grey = 1.0 - grey
+    if is_for_processing(dataset):
+        grey = _percentile_window(attenuation(dataset, values), counts[patterns])
+    else:
+        grey = apply_voi(dataset, values, layout)
+        if grey is None:
+            grey = _percentile_window(values, counts[patterns])
+        if is_inverse(dataset):
+            grey = 1.0 - grey
     _refuse_constant(grey, "the grey-scale transformation maps all pixels to one value")
     table[patterns] = np.rint(np.clip(grey, 0.0, 1.0) * WHITE)
     return table
@@ -85,7 +88,7 @@ def apply_modality(dataset: Dataset, stored: np.ndarray, layout: PixelLayout) ->
     """float64 [V]: the Modality LUT Sequence if there is one, else RescaleSlope and RescaleIntercept (PS3.3 C.11.1)."""
     items = dataset.get("ModalityLUTSequence")
     if items:
-        values, _ = _apply_lut(items[0], stored.astype(np.float64), dataset, is_input_signed=layout.is_signed)
+        values, _ = apply_lut(items[0], stored.astype(np.float64), dataset=dataset, is_input_signed=layout.is_signed)
         return values
     slope, intercept = number(dataset, "RescaleSlope"), number(dataset, "RescaleIntercept")
     slope = 1.0 if slope is None else slope
@@ -102,7 +105,7 @@ def apply_voi(dataset: Dataset, values: np.ndarray, layout: PixelLayout) -> np.n
     """
     items = dataset.get("VOILUTSequence")
     if items:
-        output, bits = _apply_lut(items[0], values, dataset, is_input_signed=_is_signed_input(dataset, layout))
+        output, bits = apply_lut(items[0], values, dataset=dataset, is_input_signed=_is_signed_input(dataset, layout))
         return output / (2**bits - 1)
     center, width = number(dataset, "WindowCenter"), number(dataset, "WindowWidth")
     if center is None and width is None:
@@ -141,44 +144,6 @@ def _linear(values: np.ndarray, *, center: float, width: float) -> np.ndarray:
     if width == 1:
         return (values > center - 0.5).astype(np.float64)
     return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0.0, 1.0)
-
-
-def _apply_lut(item: Dataset, values: np.ndarray, dataset: Dataset, *, is_input_signed: bool) -> tuple[np.ndarray, int]:
-    """Look `values` up in a LUT item; returns the entries as float64 and their number of bits.
-
-    LUTDescriptor (PS3.3 C.11.1.1): number of entries (0 means 65,536), the input value of the first entry, bits per entry.
-    Inputs below the first or above the last get the first or last entry.
-    """
-    descriptor = [number(item, "LUTDescriptor", index=i) for i in range(3)]
-    if any(part is None or not np.isfinite(part) for part in descriptor):
-        raise _invalid("LUTDescriptor does not hold three numbers")
-    n_entries, first, bits = (int(part) for part in descriptor if part is not None)
-    # The VR is US or SS after the input's sign, and a file may have been written with the other one.
-    n_entries = n_entries % 2**16 or 2**16
-    if is_input_signed and first >= 2**15:
-        first -= 2**16
-    elif not is_input_signed and first < 0:
-        first += 2**16
-    if not 8 <= bits <= 16:
-        raise _invalid(f"a look-up table with {bits} bits an entry; 8 to 16 are defined")
-    entries = _lut_entries(item, n_entries, dataset)
-    positions = np.clip(np.rint(values) - first, 0, n_entries - 1).astype(np.int64)
-    return entries[positions].astype(np.float64), bits
-
-
-def _lut_entries(item: Dataset, n_entries: int, dataset: Dataset) -> np.ndarray:
-    """LUTData as integers: US values, or OW bytes of 16 bits each, or two 8-bit entries a word (PS3.3 C.11.1.1.1)."""
-    data = item.get("LUTData")
-    if isinstance(data, bytes):
-        order = "<" if dataset.original_encoding[1] else ">"
-        if len(data) >= 2 * n_entries:
-            return np.frombuffer(data, f"{order}u2", count=n_entries)
-        if len(data) >= n_entries:
-            words = np.frombuffer(data[: n_entries - n_entries % 2], f"{order}u2").astype("<u2")
-            return np.concatenate([words.view(np.uint8), np.frombuffer(data[words.nbytes : n_entries], np.uint8)])
-    elif isinstance(data, Sequence) and len(data) >= n_entries:
-        return np.asarray(data[:n_entries], dtype=np.int64) & 0xFFFF
-    raise _invalid(f"LUTData is shorter than the {n_entries} entries that LUTDescriptor states")
 
 
 def _is_signed_input(dataset: Dataset, layout: PixelLayout) -> bool:

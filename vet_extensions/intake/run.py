@@ -101,7 +101,8 @@ class _Job:
         self.files = files
         self.options = options
         self.file_ids = [pseudonyms.file(file.relative) for file in files]
-        self.rejected: dict[int, Rejection] = {}
+        self.rejected: dict[tuple[int, int], Rejection] = {}
+        self.n_images = len(files)
         self._source = source
         self._pseudonyms = pseudonyms
         self._pool = pool
@@ -115,9 +116,9 @@ class _Job:
         records: list[ImageRecord] = []
         with ShardWriter(shards) as writer:
             for candidate, image in self._distinct_images(candidates):
-                rows, columns = image.pixels.shape
                 writer.add(candidate.record.image_id, image.pixels)
-                records.append(_complete(candidate.record, rows, columns, image.pixel_hash, labels))
+                record = image.complete(candidate.record)
+                records.append(replace(record, labels=labels.labels_of(record)))
                 self._count_done()
         return records
 
@@ -141,7 +142,8 @@ class _Job:
             if isinstance(answer, Rejection):
                 self._reject(position, answer)
             else:
-                candidates.append(_Candidate(position, answer))
+                candidates.extend(_Candidate(position, record) for record in answer)
+                self.n_images += len(answer) - 1
         return candidates
 
     def _reject_conflicts(self, candidates: list[_Candidate]) -> list[_Candidate]:
@@ -158,10 +160,12 @@ class _Job:
             named = patients[record.study_id]
             if len(named) > 1:
                 detail = f"its study holds files of {len(named)} patients"
-                self._reject(candidate.position, Rejection(RejectionCode.CONFLICTING_PATIENT, detail))
+                rejection = Rejection(RejectionCode.CONFLICTING_PATIENT, detail)
+                self._reject(candidate.position, rejection, frame=record.frame)
             elif len(studies[record.image_id]) > 1:
                 detail = "its SOPInstanceUID also occurs in another study"
-                self._reject(candidate.position, Rejection(RejectionCode.CONFLICTING_DUPLICATE, detail))
+                rejection = Rejection(RejectionCode.CONFLICTING_DUPLICATE, detail)
+                self._reject(candidate.position, rejection, frame=record.frame)
             else:
                 patient_id = next(iter(named), None) or self._pseudonyms.patient_of_study(record.study_id)
                 kept.append(_Candidate(candidate.position, replace(record, patient_id=patient_id)))
@@ -174,51 +178,38 @@ class _Job:
             good: list[tuple[_Candidate, StoredImage]] = []
             for candidate, answer in group:
                 if isinstance(answer, Rejection):
-                    self._reject(candidate.position, answer)
+                    self._reject(candidate.position, answer, frame=candidate.record.frame)
                 else:
                     good.append((candidate, answer))
             if len({image.pixel_hash for _, image in good}) > 1:
                 detail = f"{len(good)} files have this SOPInstanceUID and their pixels differ"
+                rejection = Rejection(RejectionCode.CONFLICTING_DUPLICATE, detail)
                 for candidate, _ in good:
-                    self._reject(candidate.position, Rejection(RejectionCode.CONFLICTING_DUPLICATE, detail))
+                    self._reject(candidate.position, rejection, frame=candidate.record.frame)
                 continue
             for candidate, _ in good[1:]:
                 detail = f"the same image as file {self.file_ids[good[0][0].position]}"
-                self._reject(candidate.position, Rejection(RejectionCode.DUPLICATE, detail))
+                rejection = Rejection(RejectionCode.DUPLICATE, detail)
+                self._reject(candidate.position, rejection, frame=candidate.record.frame)
             yield from good[:1]
 
     def _decode(self, candidates: Iterable[_Candidate]) -> Iterator[StoredImage | Rejection]:
         largest = self.options.longest_side_px**2 * self.options.bits // 8
         return self._pool.ordered_map(
             ImageReader(self.options),
-            (str(self._source / self.files[candidate.position].relative) for candidate in candidates),
+            ((str(self._source / self.files[c.position].relative), c.record.frame) for c in candidates),
             chunk_size=max(1, min(32, PIXEL_BYTES_A_CHUNK // largest)),
             on_death=lambda _: Rejection(RejectionCode.DECODE_FAILED, "the process that decoded the file died"),
         )
 
-    def _reject(self, position: int, rejection: Rejection) -> None:
-        self.rejected[position] = rejection
+    def _reject(self, position: int, rejection: Rejection, *, frame: int = 0) -> None:
+        self.rejected[position, frame] = rejection
         self._count_done()
 
     def _count_done(self) -> None:
         self._n_done += 1
         if self._on_progress is not None:
-            self._on_progress(self._n_done, len(self.files))
-
-
-def _complete(record: ImageRecord, rows: int, columns: int, pixel_hash: str, labels: LabelTable) -> ImageRecord:
-    """The record with what only the pixel pass and the label table know; the spacing grows as the image shrinks."""
-    spacing = record.spacing_mm
-    if spacing is not None:
-        spacing = (spacing[0] * record.rows / rows, spacing[1] * record.columns / columns)
-    return replace(
-        record,
-        stored_rows=rows,
-        stored_columns=columns,
-        pixel_hash=pixel_hash,
-        spacing_mm=spacing,
-        labels=labels.labels_of(record),
-    )
+            self._on_progress(self._n_done, self.n_images)
 
 
 def _write_tables(
@@ -232,7 +223,7 @@ def _write_tables(
     write_csv(
         folder.staging / "rejected.csv",
         header=("file_id", "code", "detail"),
-        rows=((job.file_ids[position], str(r.code), r.detail) for position, r in rejections),
+        rows=((job.file_ids[position], str(r.code), r.detail) for (position, _), r in rejections),
     )
     write_csv(
         folder.staging / "sources.csv",
@@ -242,7 +233,7 @@ def _write_tables(
     )
     codes = Counter(str(rejection.code) for rejection in job.rejected.values())
     return IntakeSummary(
-        n_files=len(job.files),
+        n_files=job.n_images,
         n_accepted=len(records),
         n_rejected=len(job.rejected),
         n_patients=len(patients),

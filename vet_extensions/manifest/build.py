@@ -29,9 +29,15 @@ COLUMNS = pa.schema(
         ("transfer_syntax", pa.string()),
         ("source_id", pa.string()),
         ("pixel_hash", pa.string()),
+        ("frame", pa.int32()),
+        ("crop_top", pa.int32()),
+        ("crop_left", pa.int32()),
+        ("crop_rows", pa.int32()),
+        ("crop_columns", pa.int32()),
+        ("notes", pa.string()),
     ]
 )
-"""All columns but the labels, which follow as `label.<finding>`, int8, null where not stated."""
+"""All columns but the labels, which follow as `label.<finding>`, int8, null where not stated. crop_*: null where all was kept."""
 
 SORT_KEYS = ("patient_id", "study_id", "image_id")
 
@@ -62,4 +68,8 @@ def _cell(record: ImageRecord, column: str, splits: Mapping[str, Split]):
         return None if record.spacing_mm is None else record.spacing_mm[0]
     if column == "spacing_column_mm":
         return None if record.spacing_mm is None else record.spacing_mm[1]
+    if column.startswith("crop_"):
+        return None if record.crop is None else getattr(record.crop, column.removeprefix("crop_"))
+    if column == "notes":
+        return ",".join(record.notes)
     return getattr(record, column)

@@ -22,7 +22,7 @@ from pydicom.uid import (
 )
 
 from vet_extensions.intake import decode
-from vet_extensions.intake.decode import read_stored_values
+from vet_extensions.intake.decode import read_frame
 from vet_extensions.intake.deidentify import Pseudonyms
 from vet_extensions.intake.dicom import open_dicom, pixel_layout
 from vet_extensions.intake.header import HeaderReader
@@ -36,8 +36,14 @@ SECRET = "SMITH"
 def read(path: Path, **options) -> StoredImage | Rejection:
     """Both passes over one file, as in a run."""
     chosen = IntakeOptions(**options)
-    record = HeaderReader(Pseudonyms("test salt"), chosen)((str(path), "file"))
-    return record if isinstance(record, Rejection) else ImageReader(chosen)(str(path))
+    records = HeaderReader(Pseudonyms("test salt"), chosen)((str(path), "file"))
+    return records if isinstance(records, Rejection) else ImageReader(chosen)((str(path), records[0].frame))
+
+
+def header_of(path: Path) -> ImageRecord:
+    records = HeaderReader(Pseudonyms("test salt"), IntakeOptions())((str(path), "file-1"))
+    assert not isinstance(records, Rejection)
+    return records[0]
 
 
 def code_of(path: Path, **options) -> RejectionCode:
@@ -58,8 +64,9 @@ def code_of(path: Path, **options) -> RejectionCode:
         ({"SOPClassUID": "1.2.3.4.5"}, RejectionCode.UNSUPPORTED_SOP_CLASS),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1.1"}, RejectionCode.FOR_PROCESSING),
         ({"PresentationIntentType": "FOR PROCESSING"}, RejectionCode.FOR_PROCESSING),
-        ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, RejectionCode.UNSUPPORTED_PHOTOMETRIC),
-        ({"PhotometricInterpretation": "PALETTE COLOR"}, RejectionCode.UNSUPPORTED_PHOTOMETRIC),
+        ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 1}, RejectionCode.UNSUPPORTED_PHOTOMETRIC),
+        ({"PhotometricInterpretation": "YBR_PARTIAL_420", "SamplesPerPixel": 3}, RejectionCode.UNSUPPORTED_PHOTOMETRIC),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, RejectionCode.INVALID_GREYSCALE_TRANSFORM),
         ({"PhotometricInterpretation": SECRET}, RejectionCode.UNSUPPORTED_PHOTOMETRIC),
         ({"NumberOfFrames": 12}, RejectionCode.MULTI_FRAME),
         ({"PixelData": None}, RejectionCode.NO_PIXEL_DATA),
@@ -237,7 +244,7 @@ def test_lossless_transfer_syntaxes_give_the_written_pixels(tmp_path: Path, synt
     pixels = pixels.astype(np.uint8) if bits == 8 else pixels
     path = make_dicom(tmp_path / "image.dcm", pixels=pixels, transfer_syntax=syntax, BitsStored=bits, HighBit=bits - 1)
     with open_dicom(path, with_pixels=True, max_pixels=10**6) as dataset:
-        decoded = read_stored_values(dataset, pixel_layout(dataset, max_pixels=10**6))
+        decoded = read_frame(dataset, pixel_layout(dataset, max_pixels=10**6))[0]
     np.testing.assert_array_equal(decoded, pixels)
 
 
@@ -252,8 +259,7 @@ def test_reading_is_silent_about_values(tmp_path: Path, caplog: pytest.LogCaptur
 
 def test_the_header_gives_the_record(tmp_path: Path) -> None:
     path = make_dicom(tmp_path / "image.dcm", ViewPosition="RL", ImageLaterality="L", PixelSpacing=[0.2, 0.1])
-    record = HeaderReader(Pseudonyms("test salt"), IntakeOptions())((str(path), "file-1"))
-    assert isinstance(record, ImageRecord)
+    record = header_of(path)
     shown = (record.view, record.view_source, record.species, record.body_part, record.laterality, record.spacing_mm)
     assert shown == ("LATERAL_RIGHT", "ViewPosition", "canine", "CHEST", "L", (0.2, 0.1))
     assert (record.rows, record.columns, record.bits_stored, record.source_id) == (32, 40, 12, "file-1")
@@ -261,15 +267,13 @@ def test_the_header_gives_the_record(tmp_path: Path) -> None:
 
 def test_spacing_falls_back_to_the_detectors(tmp_path: Path) -> None:
     path = make_dicom(tmp_path / "image.dcm", PixelSpacing=[0, 0], ImagerPixelSpacing=[0.14, 0.14])
-    record = HeaderReader(Pseudonyms("test salt"), IntakeOptions())((str(path), "file-1"))
-    assert isinstance(record, ImageRecord)
+    record = header_of(path)
     assert record.spacing_mm == (0.14, 0.14)
 
 
 def test_a_file_without_patient_is_accepted(tmp_path: Path) -> None:
     path = make_dicom(tmp_path / "image.dcm", PatientID=None)
-    record = HeaderReader(Pseudonyms("test salt"), IntakeOptions())((str(path), "file-1"))
-    assert isinstance(record, ImageRecord)
+    record = header_of(path)
     assert record.patient_id == ""
 
 
@@ -280,4 +284,4 @@ def test_the_parser_sees_no_unlisted_attribute(tmp_path: Path) -> None:
 
 
 def test_make_dataset_is_valid_as_it_is() -> None:
-    assert pixel_layout(make_dataset(), max_pixels=10**6).n_bytes == 32 * 40 * 2
+    assert pixel_layout(make_dataset(), max_pixels=10**6).n_bits == 32 * 40 * 16

@@ -11,7 +11,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import ExplicitVRLittleEndian
 
-from vet_extensions.intake.decode import read_stored_values
+from vet_extensions.intake.decode import read_frame
 from vet_extensions.intake.dicom import pixel_layout
 from vet_extensions.intake.pixels import WHITE, to_grey
 from vet_extensions.intake.refusal import Refusal
@@ -26,7 +26,7 @@ def grey(dataset: Dataset) -> np.ndarray:
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         dataset.set_original_encoding(False, True)
     layout = pixel_layout(dataset, max_pixels=10**8)
-    return to_grey(read_stored_values(dataset, layout), dataset, layout)
+    return to_grey(read_frame(dataset, layout)[0], dataset, layout)
 
 
 def refusal_of(dataset: Dataset) -> RejectionCode:

@@ -12,7 +12,7 @@ from vet_extensions.errors import UserError
 from vet_extensions.manifest import Manifest, write_manifest
 from vet_extensions.manifest.build import COLUMNS, build_table
 from vet_extensions.manifest.io import content_hash
-from vet_extensions.schema import ImageRecord, Split, View
+from vet_extensions.schema import SCHEMA_VERSION, ImageRecord, Split, View
 
 SPLITS = {"p0": Split.TRAIN, "p1": Split.VAL, "p2": Split.TRAIN}
 
@@ -147,7 +147,7 @@ def test_an_unknown_schema_version_is_refused_with_the_cure(tmp_path: Path) -> N
     manifest = make_manifest(tmp_path)
     newer = manifest.table.replace_schema_metadata({b"vetdino.schema_version": b"99"})
     pq.write_table(newer, tmp_path / "manifest.parquet")
-    with pytest.raises(UserError, match="schema version 99; this program reads version 1"):
+    with pytest.raises(UserError, match=f"schema version 99; this program reads version {SCHEMA_VERSION}"):
         Manifest.open(tmp_path)
 
 
