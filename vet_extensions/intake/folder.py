@@ -1,24 +1,33 @@
 """The folder an intake writes: taken over, filled under temporary names, published at the end; finished or not, never in between.
 
 `run` opens one `OutputFolder` a run. While a run lasts everything new lies in OUT/.unfinished; `intake.json` is written last
-and means that the rest is whole.
+and means that the rest is whole. What a run that was stopped left in OUT/.unfinished is what the next one goes on from.
 """
 
+import contextlib
 import csv
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
 from vet_extensions.errors import UserError
+from vet_extensions.intake.files import FileKeys, FileList
 from vet_extensions.intake.options import IntakeSummary
+from vet_extensions.intake.tables import Rejections
 from vet_extensions.schema import IntakeFolder
 
 UNFINISHED = ".unfinished"
+SOURCES_NAME = "sources.csv"
+CANDIDATES_NAME = "candidates.parquet"
+"""In OUT/private: file id -> path; and, of a part, all that `vetdino merge` decides by."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class OutputFolder:
@@ -66,19 +75,21 @@ class OutputFolder:
                 f"'{self.layout.summary}' is damaged or was written by another version. Give a new folder, or delete this one."
             ) from None
 
-    def start_over(self) -> None:
-        """Remove what an interrupted run left. The salt stays, so that the new run gives the same pseudonyms."""
-        for path in self._published():
+    def take_up(self) -> None:
+        """Bring what an interrupted run left into the state in which it can go on: nothing of it is published."""
+        if self.layout.shards.exists():
+            self.layout.shards.replace(self.staging / self.layout.shards.name)
+        for path in self._published()[1:]:
             _remove(path)
-        for path in self.staging.iterdir():
-            if path.name != "lock":
-                _remove(path)
 
     def publish(self, summary: IntakeSummary) -> None:
         """Give the finished parts their names, the summary last."""
         self.layout.private.mkdir(mode=0o700, exist_ok=True)
         for path in self._published():
-            (self.staging / path.name).replace(path)
+            staged = self.staging / path.name
+            if staged.exists():
+                _sync(staged)
+                staged.replace(path)
         staged = self.staging / self.layout.summary.name
         with staged.open("w", encoding="utf-8") as file:
             json.dump(summary.as_json(), file, indent=2)
@@ -92,7 +103,29 @@ class OutputFolder:
         shutil.rmtree(self.staging)
 
     def _published(self) -> tuple[Path, ...]:
-        return self.layout.shards, self.layout.manifest, self.layout.rejected, self.layout.private / "sources.csv"
+        private = self.layout.private
+        return (
+            self.layout.shards,
+            self.layout.manifest,
+            self.layout.rejected,
+            private / SOURCES_NAME,
+            private / CANDIDATES_NAME,
+        )
+
+
+def write_lists(staging: Path, *, files: FileList, keys: FileKeys, rejected: Rejections) -> None:
+    """rejected.csv and sources.csv, under their temporary names."""
+    write_csv(
+        staging / "rejected.csv",
+        header=("file_id", "code", "detail"),
+        rows=((keys.file_id(position), str(r.code), r.detail) for position, r in rejected.in_order()),
+    )
+    write_csv(
+        staging / SOURCES_NAME,
+        header=("file_id", "path"),
+        rows=((keys.file_id(position), file.relative) for position, file in enumerate(files)),
+        mode=0o600,
+    )
 
 
 def write_csv(path: Path, *, header: tuple[str, ...], rows: Iterable[tuple[str, ...]], mode: int = 0o644) -> None:
@@ -105,6 +138,20 @@ def write_csv(path: Path, *, header: tuple[str, ...], rows: Iterable[tuple[str, 
         _flush(file)
 
 
+@contextlib.contextmanager
+def saying_when_full(out: Path) -> Iterator[None]:
+    """Errors: UserError where the disk is full (or a quota, or the largest file allowed); any other error passes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise UserError(
+            f"The disk of '{out}' is full ({errno.errorcode[error.errno]}). Nothing half-written counts. Free space, then give "
+            "the same command again: it goes on where it stopped."
+        ) from None
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
@@ -114,6 +161,14 @@ def file_digest(path: Path) -> str:
 def _flush(file: TextIO) -> None:
     file.flush()
     os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -45,15 +45,12 @@ class LabelTable:
             return {}
         return {name: int(value) for name, value in zip(self.names, self.values[row]) if value != NOT_STATED}
 
-    def report(self, records: list[ImageRecord]) -> LabelReport:
-        """How the table met these images: rows without an image, images without a row."""
-        met = {self.row_of(record) for record in records}
-        n_without = sum(self.row_of(record) is None for record in records)
-        met.discard(None)
+    def report(self, rows: np.ndarray) -> LabelReport:
+        """How the table met the images. rows: of each accepted image the row that speaks of it, -1 where none does."""
         return LabelReport(
             n_rows=len(self.values),
-            n_rows_unmatched=len(self.values) - len(met),
-            n_images_without_row=n_without,
+            n_rows_unmatched=len(self.values) - len(np.unique(rows[rows >= 0])),
+            n_images_without_row=int((rows < 0).sum()),
             columns=self.names,
             ignored_columns=self.ignored_columns,
         )

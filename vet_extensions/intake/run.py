@@ -1,47 +1,37 @@
-"""A folder of DICOM files in, a manifest and shards out: the loop of intake. Called by the command line and the demo.
+"""A folder of DICOM files in, a manifest and shards out. Called by the command line and the demo.
 
-Two passes. The first reads headers only, decides who belongs to whom and sorts; the second decodes in manifest order, so that
-a study's images lie together in the shards and only a few images are in memory at a time. Each file ends either as a record
-or as a row of rejected.csv.
+Each file ends either as a record or as a row of rejected.csv. `passes` reads the files; here the run is set up, the tables are
+written, and all is published at once. A run that was stopped goes on where it stood, and ends with the same bytes.
 """
 
 import hashlib
-import itertools
 import json
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from vet_extensions.errors import UserError
 from vet_extensions.intake.deidentify import ID_DIGITS, Pseudonyms, load_or_make_salt
-from vet_extensions.intake.files import SourceFile, holds_dicom, list_files
-from vet_extensions.intake.folder import OutputFolder, file_digest, write_csv
-from vet_extensions.intake.header import HeaderReader
-from vet_extensions.intake.image import ImageReader, StoredImage
+from vet_extensions.intake.files import FileKeys, FileList, holds_dicom, list_files
+from vet_extensions.intake.folder import CANDIDATES_NAME, OutputFolder, file_digest, saying_when_full, write_lists
+from vet_extensions.intake.journal import Journal
 from vet_extensions.intake.labels import LabelTable, read_labels
 from vet_extensions.intake.options import IntakeOptions, IntakeSummary
+from vet_extensions.intake.parts import Part, write_candidates
+from vet_extensions.intake.passes import Archive, Count, Passes
 from vet_extensions.intake.pool import WorkerPool
+from vet_extensions.intake.tables import PixelJudge, RecordTable, Rejections, count_equal_pixels, count_splits
 from vet_extensions.manifest.build import build_table
 from vet_extensions.manifest.io import write_manifest
 from vet_extensions.manifest.split import split_patients
-from vet_extensions.schema import SCHEMA_VERSION, ImageRecord, Rejection, RejectionCode, Split
-from vet_extensions.shards.writer import ShardWriter
+from vet_extensions.schema import SCHEMA_VERSION
 
 logger = logging.getLogger("vet_extensions")
-
-HEADERS_A_CHUNK = 64
-PIXEL_BYTES_A_CHUNK = 8 * 2**20
-"""Finished images travel from worker to parent in chunks of about this many bytes."""
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A file whose header passed: where it stands in the listing, and its record so far."""
-
-    position: int
-    record: ImageRecord
 
 
 def run_intake(
@@ -49,223 +39,134 @@ def run_intake(
     out: Path,
     *,
     options: IntakeOptions | None = None,
+    part: Part | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    on_taken_over: Callable[[int], None] | None = None,
     n_workers: int = 1,
 ) -> IntakeSummary:
     """Read every file below `source` into `out` (layout: `schema.IntakeFolder`) and report.
 
-    on_progress: called with (files finished, files found). n_workers: processes; 0 works in this one. The output does not
-    depend on it. A finished `out` from the same files and options is left as it is; an interrupted one is started over.
-    Errors: UserError for a source without DICOM files, an `out` that holds something else, and an unusable label table.
+    part: read only this part of the files, for `parts.merge_parts`. on_progress: called with (files finished, files found);
+    an image of several frames counts once a frame. on_taken_over: called with how many of them an interrupted run had finished
+    already. n_workers: processes; 0 works in this one. The output depends neither on it nor on interruptions. A finished `out`
+    from the same files and options is left as it is.
+    Errors: UserError for a source without DICOM files, an `out` that holds something else, an unusable label table, a part
+    without a given salt, and a full disk.
     """
     options = IntakeOptions() if options is None else options
     source, out = Path(source), Path(out)
     _refuse_nested(source, out)
-    files = list_files(source)
+    files = list_files(source) if part is None else list_files(source, chosen=part.holds)
     folder = OutputFolder(out)
     done = folder.finished()
-    if done is None and not holds_dicom(source, files):
+    if done is None and part is None and not folder.staging.exists() and not holds_dicom(source, files):
         raise UserError(
             f"No DICOM file was found below '{source}' ({len(files)} files looked at). Intake reads files with the DICM mark "
             "(DICOM PS3.10); give the folder that holds them."
         )
-    pseudonyms = Pseudonyms(load_or_make_salt(folder.layout.private, given=options.salt))
-    key = _run_key(files, options, pseudonyms)
-    if done is not None:
-        return _as_before(done, key, folder)
-    labels = LabelTable()
-    if options.labels is not None:
-        labels = read_labels(options.labels, pseudonyms=pseudonyms, columns=options.label_columns)
-    with folder, WorkerPool(n_workers) as pool:
-        folder.start_over()
-        job = _Job(source, files, options, pseudonyms, pool, on_progress)
-        records = job.run(folder.staging / "shards", labels)
-        summary = _write_tables(job, records, labels, folder, key)
-        folder.publish(summary)
+    if part is not None:
+        part.demand_salt(folder.layout.private, given=options.salt)
+    with saying_when_full(out):
+        pseudonyms = Pseudonyms(load_or_make_salt(folder.layout.private, given=options.salt))
+        keys = files.keys(pseudonyms)
+        head = _head(options, pseudonyms, part)
+        key = _run_key(head, keys, options)
+        if done is not None:
+            return _as_before(done, key, folder)
+        labels = LabelTable()
+        if options.labels is not None:
+            labels = read_labels(options.labels, pseudonyms=pseudonyms, columns=options.label_columns)
+        with folder, WorkerPool(n_workers) as pool:
+            folder.take_up()
+            passes = Passes(
+                Archive(source, files, keys, options, pseudonyms, pool), Count(len(files), on_progress, on_taken_over)
+            )
+            accepted = _read(passes, head, keys, options, part, labels, folder.staging)
+            summary = _write_tables(accepted, passes.rejected, files, keys, options, labels, folder.staging)
+            summary = replace(
+                summary,
+                run_key=key,
+                part="" if part is None else str(part),
+                n_headers_taken_over=passes.n_headers_taken_over,
+                n_images_taken_over=passes.n_images_taken_over,
+            )
+            folder.publish(summary)
     logger.info("intake: %d of %d files accepted", summary.n_accepted, summary.n_files)
     return summary
 
 
-class _Job:
-    """The state of one run: which files have been dealt with, and how."""
-
-    def __init__(
-        self,
-        source: Path,
-        files: list[SourceFile],
-        options: IntakeOptions,
-        pseudonyms: Pseudonyms,
-        pool: WorkerPool,
-        on_progress: Callable[[int, int], None] | None,
-    ) -> None:
-        self.files = files
-        self.options = options
-        self.file_ids = [pseudonyms.file(file.relative) for file in files]
-        self.rejected: dict[tuple[int, int], Rejection] = {}
-        self.n_images = len(files)
-        self._source = source
-        self._pseudonyms = pseudonyms
-        self._pool = pool
-        self._on_progress = on_progress
-        self._n_done = 0
-
-    def run(self, shards: Path, labels: LabelTable) -> list[ImageRecord]:
-        """Both passes. Returns the accepted records in manifest order, as written to the shards."""
-        candidates = self._reject_conflicts(self._read_headers())
-        candidates.sort(key=lambda c: (c.record.patient_id, c.record.study_id, c.record.image_id, c.position))
-        records: list[ImageRecord] = []
-        with ShardWriter(shards) as writer:
-            for candidate, image in self._distinct_images(candidates):
-                writer.add(candidate.record.image_id, image.pixels)
-                record = image.complete(candidate.record)
-                records.append(replace(record, labels=labels.labels_of(record)))
-                self._count_done()
-        return records
-
-    def _read_headers(self) -> list[_Candidate]:
-        positions: list[int] = []
-        tasks: list[tuple[str, str]] = []
-        for position, file in enumerate(self.files):
-            if file.problem is None:
-                positions.append(position)
-                tasks.append((str(self._source / file.relative), self.file_ids[position]))
-            else:
-                self._reject(position, file.problem)
-        answers = self._pool.ordered_map(
-            HeaderReader(self._pseudonyms, self.options),
-            tasks,
-            chunk_size=HEADERS_A_CHUNK,
-            on_death=lambda _: Rejection(RejectionCode.UNREADABLE, "the process that read the header died"),
-        )
-        candidates = []
-        for position, answer in zip(positions, answers, strict=True):
-            if isinstance(answer, Rejection):
-                self._reject(position, answer)
-            else:
-                candidates.extend(_Candidate(position, record) for record in answer)
-                self.n_images += len(answer) - 1
-        return candidates
-
-    def _reject_conflicts(self, candidates: list[_Candidate]) -> list[_Candidate]:
-        """Refuse studies of two patients and images of two studies; give each study that names no patient one of its own."""
-        patients: dict[str, set[str]] = defaultdict(set)
-        studies: dict[str, set[str]] = defaultdict(set)
-        for candidate in candidates:
-            record = candidate.record
-            patients[record.study_id] |= {record.patient_id} - {""}
-            studies[record.image_id].add(record.study_id)
-        kept = []
-        for candidate in candidates:
-            record = candidate.record
-            named = patients[record.study_id]
-            if len(named) > 1:
-                detail = f"its study holds files of {len(named)} patients"
-                rejection = Rejection(RejectionCode.CONFLICTING_PATIENT, detail)
-                self._reject(candidate.position, rejection, frame=record.frame)
-            elif len(studies[record.image_id]) > 1:
-                detail = "its SOPInstanceUID also occurs in another study"
-                rejection = Rejection(RejectionCode.CONFLICTING_DUPLICATE, detail)
-                self._reject(candidate.position, rejection, frame=record.frame)
-            else:
-                patient_id = next(iter(named), None) or self._pseudonyms.patient_of_study(record.study_id)
-                kept.append(_Candidate(candidate.position, replace(record, patient_id=patient_id)))
-        return kept
-
-    def _distinct_images(self, candidates: list[_Candidate]) -> Iterator[tuple[_Candidate, StoredImage]]:
-        """The pixel pass. Files with one SOPInstanceUID are neighbours: equal pixels count once, different ones not at all."""
-        decoded = zip(candidates, self._decode(candidates), strict=True)
-        for _, group in itertools.groupby(decoded, key=lambda pair: pair[0].record.image_id):
-            good: list[tuple[_Candidate, StoredImage]] = []
-            for candidate, answer in group:
-                if isinstance(answer, Rejection):
-                    self._reject(candidate.position, answer, frame=candidate.record.frame)
-                else:
-                    good.append((candidate, answer))
-            if len({image.pixel_hash for _, image in good}) > 1:
-                detail = f"{len(good)} files have this SOPInstanceUID and their pixels differ"
-                rejection = Rejection(RejectionCode.CONFLICTING_DUPLICATE, detail)
-                for candidate, _ in good:
-                    self._reject(candidate.position, rejection, frame=candidate.record.frame)
-                continue
-            for candidate, _ in good[1:]:
-                detail = f"the same image as file {self.file_ids[good[0][0].position]}"
-                rejection = Rejection(RejectionCode.DUPLICATE, detail)
-                self._reject(candidate.position, rejection, frame=candidate.record.frame)
-            yield from good[:1]
-
-    def _decode(self, candidates: Iterable[_Candidate]) -> Iterator[StoredImage | Rejection]:
-        largest = self.options.longest_side_px**2 * self.options.bits // 8
-        return self._pool.ordered_map(
-            ImageReader(self.options),
-            ((str(self._source / self.files[c.position].relative), c.record.frame) for c in candidates),
-            chunk_size=max(1, min(32, PIXEL_BYTES_A_CHUNK // largest)),
-            on_death=lambda _: Rejection(RejectionCode.DECODE_FAILED, "the process that decoded the file died"),
-        )
-
-    def _reject(self, position: int, rejection: Rejection, *, frame: int = 0) -> None:
-        self.rejected[position, frame] = rejection
-        self._count_done()
-
-    def _count_done(self) -> None:
-        self._n_done += 1
-        if self._on_progress is not None:
-            self._on_progress(self._n_done, self.n_images)
+def _read(
+    passes: Passes,
+    head: str,
+    keys: FileKeys,
+    options: IntakeOptions,
+    part: Part | None,
+    labels: LabelTable,
+    staging: Path,
+) -> RecordTable:
+    """Both passes; of a part also the table that merging decides by. The journals go with the staging folder."""
+    # A merge judges anew, and a picture that a part refused for another's sake may then be the one to keep.
+    refuse_equal = options.equal_pixels == "reject" and part is None
+    with (
+        Journal(staging / "headers.journal", head=head) as headers,
+        Journal(staging / "pixels.journal", head=head) as pixels,
+    ):
+        candidates = passes.read_headers(headers)
+        judge = PixelJudge(keys.file_id, refuse_equal_pixels=refuse_equal)
+        accepted = passes.read_pixels(candidates, pixels, staging / "shards", judge=judge)
+        if part is not None:
+            answers = passes.pixel_answers(candidates, pixels)
+            write_candidates(staging / CANDIDATES_NAME, candidates, answers, labels=labels)
+    return accepted
 
 
 def _write_tables(
-    job: _Job, records: list[ImageRecord], labels: LabelTable, folder: OutputFolder, key: str
+    accepted: RecordTable,
+    rejected: Rejections,
+    files: FileList,
+    keys: FileKeys,
+    options: IntakeOptions,
+    labels: LabelTable,
+    staging: Path,
 ) -> IntakeSummary:
     """manifest.parquet, rejected.csv and sources.csv, still under their temporary names; returns the summary of it all."""
-    patients = {record.patient_id for record in records}
-    splits = split_patients(patients, fractions=job.options.fractions, seed=job.options.split_seed)
-    write_manifest(build_table(records, splits=splits, label_names=labels.names), folder.staging / "manifest.parquet")
-    rejections = sorted(job.rejected.items())
-    write_csv(
-        folder.staging / "rejected.csv",
-        header=("file_id", "code", "detail"),
-        rows=((job.file_ids[position], str(r.code), r.detail) for (position, _), r in rejections),
-    )
-    write_csv(
-        folder.staging / "sources.csv",
-        header=("file_id", "path"),
-        rows=((file_id, file.relative) for file_id, file in zip(job.file_ids, job.files, strict=True)),
-        mode=0o600,
-    )
-    codes = Counter(str(rejection.code) for rejection in job.rejected.values())
+    patients = pc.unique(accepted.table["patient_id"]).to_pylist()
+    splits = split_patients(patients, fractions=options.fractions, seed=options.split_seed)
+    label_rows = np.full(len(accepted), -1)
+    pieces = [build_table([], splits=splits, label_names=labels.names)]
+    for start, records in accepted.chunks():
+        rows = [labels.row_of(record) for record in records]
+        label_rows[start : start + len(rows)] = [-1 if row is None else row for row in rows]
+        stated = [replace(record, labels=labels.labels_of(record)) for record in records]
+        pieces.append(build_table(stated, splits=splits, label_names=labels.names))
+    manifest = pa.concat_tables(pieces).combine_chunks()
+    write_manifest(manifest, staging / "manifest.parquet")
+    write_lists(staging, files=files, keys=keys, rejected=rejected)
     return IntakeSummary(
-        n_files=job.n_images,
-        n_accepted=len(records),
-        n_rejected=len(job.rejected),
+        n_files=len(files),
+        n_accepted=len(accepted),
+        n_rejected=len(rejected),
         n_patients=len(patients),
-        n_studies=len({record.study_id for record in records}),
-        rejected=dict(sorted(codes.items())),
-        splits=_count_splits(records, splits),
-        labels=labels.report(records) if job.options.labels is not None else None,
-        options=job.options.as_json(),
-        run_key=key,
+        n_studies=pc.count_distinct(manifest["study_id"]).as_py(),
+        rejected=rejected.counts(),
+        splits=count_splits(manifest),
+        equal_pixels=count_equal_pixels(manifest),
+        labels=labels.report(label_rows) if options.labels is not None else None,
+        options=options.as_json(),
     )
 
 
-def _count_splits(records: list[ImageRecord], splits: dict[str, Split]) -> dict[str, dict[str, int]]:
-    counts = {}
-    for split in Split:
-        here = [record for record in records if splits[record.patient_id] == split]
-        counts[str(split)] = {
-            "patients": len({record.patient_id for record in here}),
-            "studies": len({record.study_id for record in here}),
-            "images": len(here),
-        }
-    return counts
+def _head(options: IntakeOptions, pseudonyms: Pseudonyms, part: Part | None) -> str:
+    """What every journal entry depends on, beside its file: the options, the salt and the part."""
+    what = [SCHEMA_VERSION, options.as_json(), pseudonyms.fingerprint(), None if part is None else str(part)]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:ID_DIGITS]
 
 
-def _run_key(files: list[SourceFile], options: IntakeOptions, pseudonyms: Pseudonyms) -> str:
+def _run_key(head: str, keys: FileKeys, options: IntakeOptions) -> str:
     """What this run is: the files (path, size, time of change), the options, the labels' bytes and the salt."""
-    digest = hashlib.sha256()
     labels = None if options.labels is None or not options.labels.is_file() else file_digest(options.labels)
-    what = [SCHEMA_VERSION, options.as_json(), labels, pseudonyms.fingerprint()]
-    digest.update(json.dumps(what, sort_keys=True).encode())
-    for file in files:
-        digest.update(f"{pseudonyms.file(file.relative)} {file.size} {file.mtime_ns}\n".encode())
+    digest = hashlib.sha256(f"{head} {labels}".encode())
+    digest.update(keys.states.astype("<u8").tobytes())
     return digest.hexdigest()[:ID_DIGITS]
 
 

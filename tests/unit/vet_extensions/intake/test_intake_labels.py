@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -110,5 +111,6 @@ def test_parquet_with_nulls_is_read(tmp_path: Path) -> None:
 
 def test_the_report_counts_what_did_not_meet(tmp_path: Path) -> None:
     table = read(tmp_path, "SOPInstanceUID,effusion\n1.1,1\n1.2,0\n1.3,0\n")
-    report = table.report([make_record("1.1"), make_record("8.8"), make_record("9.9")])
+    rows = [table.row_of(make_record(uid)) for uid in ("1.1", "8.8", "9.9")]
+    report = table.report(np.array([-1 if row is None else row for row in rows]))
     assert (report.n_rows, report.n_rows_unmatched, report.n_images_without_row) == (3, 2, 2)
