@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from vet_extensions.data.pairing import check_policy, draw_pair, pair_kinds
+from vet_extensions.data.pairing import check_policy, draw_pair, draw_pairs, pair_kinds
 from vet_extensions.errors import UserError
 from vet_extensions.manifest import Manifest
+from vet_extensions.manifest.filter import where_true
 from vet_extensions.schema import Split, View
 from vet_extensions.shards import ShardReader
+from vet_extensions.shards.mapped import cache_key, mapped_arrays
 
 logger = logging.getLogger("vet_extensions")
 
@@ -36,7 +38,8 @@ class MultiViewStudyDataset(torch.utils.data.Dataset):
 
     Dataset string: `VetStudies:root=OUT`, with the optional keys
     split: train (default), val, test or all; pairing: any (default), different_view or different_family; seed: of the pair
-    drawing (0).
+    drawing (0); where: only the images for which an expression holds (`manifest.filter`), for example where=species == 'canine'.
+    Pickles without its columns, which all processes of a machine map from one file.
     """
 
     def __init__(
@@ -46,35 +49,73 @@ class MultiViewStudyDataset(torch.utils.data.Dataset):
         split: str = "train",
         pairing: str = "any",
         seed: str | int = 0,
+        where: str | None = None,
         transform: Callable[[StudySample], Any] | None = None,
         target_transform: Callable[[int], Any] | None = None,
     ) -> None:
         check_policy(pairing)
-        manifest = Manifest.open(Path(root))
-        if split != "all":
-            if split not in list(Split):
-                raise UserError(f"Unknown split '{split}' for VetStudies. Allowed: {', '.join(Split)}, all.")
-            manifest = manifest.select(split=split)
-        if manifest.n_studies == 0:
-            raise UserError(f"The split '{split}' of {root} holds no study. See the counts with: vetdino check {root}")
+        if split != "all" and split not in list(Split):
+            raise UserError(f"Unknown split '{split}' for VetStudies. Allowed: {', '.join(Split)}, all.")
+        self.root, self.split, self.where = Path(root), split, where
         self.pairing, self.seed = pairing, int(seed)
         self.transform, self.target_transform = transform, target_transform
-        self._reader = ShardReader(Path(root))
-        self._rows = manifest.row_index
-        self._offsets = manifest.study_offsets
-        # One byte an image: workers get a copy, and archives have millions of images.
-        names, codes = np.unique(manifest.views, return_inverse=True)
-        self._view_names, self._view_codes = [View(name) for name in names], codes.astype(np.uint8)
+        self._reader = ShardReader(self.root)
+        self._load_studies(Manifest.open(self.root))
+        if len(self) == 0:
+            chosen = f"The split '{split}' of {root}" + ("" if where is None else f" where {where}")
+            raise UserError(f"{chosen} holds no study. See the counts with: vetdino check {root}")
         kinds = pair_kinds(self._compositions(), pairing).most_common()
         shown = ", ".join(f"{kind}: {n}" for kind, n in kinds)
         logger.info("VetStudies split %s: %d studies; pairs offered under '%s': %s", split, len(self), pairing, shown)
 
+    def _load_studies(self, manifest: Manifest) -> None:
+        """The three columns that training needs, shared with all processes of the machine: row, study and view of each image."""
+        self._content_hash = manifest.content_hash
+        arrays = mapped_arrays(
+            self.root,
+            "studies",
+            key=cache_key(manifest.content_hash, self.split, self.where or ""),
+            make=lambda: self._study_arrays(manifest),
+        )
+        self._rows, self._offsets, self._view_codes = (arrays[name] for name in ("rows", "offsets", "view_codes"))
+        self._view_names = [view for view, is_used in zip(View, arrays["used_views"]) if is_used]
+
+    def _study_arrays(self, manifest: Manifest) -> dict[str, np.ndarray]:
+        chosen = manifest if self.split == "all" else manifest.select(split=self.split)
+        if self.where is not None:
+            chosen = where_true(chosen, self.where)
+        names, codes = chosen.codes("view")
+        # The codes count the views that occur in the order of the vocabulary, one byte an image.
+        used = [view for view in View if view in names]
+        place = np.array([used.index(View(name)) for name in names], dtype=np.uint8)
+        return {
+            "rows": chosen.row_index,
+            "offsets": chosen.study_offsets,
+            "view_codes": place[codes],
+            "used_views": np.array([view in used for view in View], dtype=np.uint8),
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the columns: they are mapped again in the other process."""
+        left_out = ("_rows", "_offsets", "_view_codes", "_view_names")
+        return {name: value for name, value in self.__dict__.items() if name not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        manifest = Manifest.open(self.root)
+        if manifest.content_hash != self._content_hash:
+            raise UserError(f"The manifest of '{self.root}' was replaced while it was in use. Start again.")
+        self._load_studies(manifest)
+
     def _compositions(self) -> Iterator[tuple[list[View], int]]:
         """Every combination of views that a study has, and how many studies have it."""
-        n_of_view = np.zeros((len(self), len(self._view_names)), dtype=np.uint16)
+        n_views = len(self._view_names)
         studies = np.repeat(np.arange(len(self)), np.diff(self._offsets))
-        np.add.at(n_of_view, (studies, self._view_codes), 1)
-        for row, n_studies in zip(*np.unique(n_of_view, axis=0, return_counts=True)):
+        counts = np.bincount(studies * n_views + self._view_codes, minlength=len(self) * n_views)
+        n_of_view = counts.astype(np.uint16).reshape(len(self), n_views)
+        # As one value of bytes a study: sorting these is many times faster than sorting rows.
+        rows, n_of_row = np.unique(n_of_view.view(np.dtype((np.void, 2 * n_views))).ravel(), return_counts=True)
+        for row, n_studies in zip(rows.view(np.uint16).reshape(-1, n_views), n_of_row):
             yield [view for view, n in zip(self._view_names, row) for _ in range(n)], int(n_studies)
 
     def _views_of(self, study: int) -> list[View]:
@@ -92,6 +133,22 @@ class MultiViewStudyDataset(torch.utils.data.Dataset):
         if self.target_transform is not None:
             target = self.target_transform(study)
         return sample, target
+
+    def pair_rows(self, studies: np.ndarray, *, positions: np.ndarray) -> np.ndarray:
+        """Rows in the full manifest of the images that `read` gives for many studies and positions at once, int64 [n, 2].
+
+        -1 in the second column stands for a study without a pair.
+        """
+        images = draw_pairs(
+            self._view_codes,
+            offsets=self._offsets,
+            studies=np.asarray(studies, dtype=np.int64),
+            positions=np.asarray(positions, dtype=np.int64),
+            views=self._view_names,
+            policy=self.pairing,
+            seed=self.seed,
+        )
+        return np.where(images >= 0, self._rows[images], -1)
 
     def read(self, study: int, *, position: int = -1) -> StudySample:
         """The images of a study that the pairing draws for a position of the run."""

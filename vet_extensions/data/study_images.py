@@ -17,6 +17,7 @@ from PIL import Image
 from vet_extensions.data.study_dataset import MultiViewStudyDataset
 from vet_extensions.errors import UserError
 from vet_extensions.manifest import Manifest
+from vet_extensions.manifest.filter import where_true
 from vet_extensions.schema import Split, View
 from vet_extensions.shards import ShardReader
 
@@ -33,23 +34,29 @@ def vet_studies(
     target: str | None = None,
     pairing: str | None = None,
     seed: str | int | None = None,
+    where: str | None = None,
     transform: Callable[[Any], Any] | None = None,
     target_transform: Callable[[Any], Any] | None = None,
 ) -> "MultiViewStudyDataset | StudyImages":
-    """`StudyImages` where a `target` is given, else `MultiViewStudyDataset`, whose keys are pairing and seed."""
+    """`StudyImages` where a `target` is given, else `MultiViewStudyDataset`, whose keys are pairing and seed.
+
+    where: only the images for which an expression holds (`manifest.filter`).
+    """
     pair_keys: dict[str, Any] = {
         key: value for key, value in (("pairing", pairing), ("seed", seed)) if value is not None
     }
     if target is None:
         return MultiViewStudyDataset(
-            root=root, split=split, transform=transform, target_transform=target_transform, **pair_keys
+            root=root, split=split, where=where, transform=transform, target_transform=target_transform, **pair_keys
         )
     if pair_keys:
         raise UserError(
             f"VetStudies with target={target} gives single images, for which {' and '.join(pair_keys)} have no meaning. "
             "Leave them away; or leave the target away to train on pairs of views."
         )
-    return StudyImages(root=root, target=target, split=split, transform=transform, target_transform=target_transform)
+    return StudyImages(
+        root=root, target=target, split=split, where=where, transform=transform, target_transform=target_transform
+    )
 
 
 class StudyImages(torch.utils.data.Dataset):
@@ -68,11 +75,14 @@ class StudyImages(torch.utils.data.Dataset):
         root: str,
         target: str,
         split: str = "train",
+        where: str | None = None,
         transform: Callable[[Image.Image], Any] | None = None,
         target_transform: Callable[[int], Any] | None = None,
     ) -> None:
         whole = Manifest.open(Path(root))
         chosen = whole if split == "all" else whole.select(split=_checked_split(split))
+        if where is not None:
+            chosen = where_true(chosen, where)
         self.classes, targets = (
             _view_classes(whole, chosen) if target == VIEW_TARGET else _label_classes(chosen, target)
         )

@@ -1,7 +1,8 @@
 """Random access to the images of an intake folder by row of its manifest. Used by data sets, evaluation and pictures.
 
-A reader is cheap to make and to pickle: it carries the folder's path and the index, and maps a shard into memory when it is first
-asked for one of its images. A forked or spawned worker gets maps of its own.
+A reader is cheap to make and to pickle: it carries the folder's path, shares the index with all processes of the machine
+(`mapped_arrays`), and maps a shard into memory when it is first asked for one of its images. A forked or spawned worker gets
+maps of its own.
 """
 
 import io
@@ -16,10 +17,14 @@ import pyarrow.parquet as pq
 
 from vet_extensions.errors import UserError
 from vet_extensions.schema import IntakeFolder
+from vet_extensions.shards.mapped import cache_key, mapped_arrays
 from vet_extensions.shards.writer import shard_name
 
 MAX_OPEN_SHARDS = 128
 """Every open map holds a file descriptor, of which a process commonly has 1,024."""
+
+_PLACE = ("shard", "offset", "size")
+_TAIL_BYTES = 2**16
 
 
 class ShardReader:
@@ -78,8 +83,13 @@ class ShardReader:
                 f"'{self.root}' holds no shard index ({path.relative_to(self.root)}). "
                 "Give the folder that `vetdino intake` wrote."
             )
-        table = pq.read_table(path, columns=["shard", "offset", "size"])
-        self._shard, self._offset, self._size = (table[name].to_numpy() for name in ("shard", "offset", "size"))
+        arrays = mapped_arrays(
+            self.root,
+            "places",
+            key=index_key(self.root),
+            make=lambda: {name: pq.read_table(path, columns=[name])[name].to_numpy() for name in _PLACE},
+        )
+        self._shard, self._offset, self._size = (arrays[name] for name in _PLACE)
 
     def _forget_maps(self) -> None:
         self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
@@ -106,3 +116,13 @@ class ShardReader:
         except (OSError, ValueError) as error:
             reason = "is empty" if isinstance(error, ValueError) else f"cannot be opened ({type(error).__name__})"
             raise UserError(f"Shard {path} {reason}. Copy the intake folder anew, or repeat the intake.") from None
+
+
+def index_key(root: Path) -> str:
+    """Stands for the shard index as it is now: size, time of change and last bytes (Parquet's statistics)."""
+    path = IntakeFolder(root).index
+    about = path.stat()
+    with path.open("rb") as file:
+        file.seek(-min(_TAIL_BYTES, about.st_size), os.SEEK_END)
+        tail = file.read()
+    return cache_key(about.st_size, about.st_mtime_ns, tail)
