@@ -6,6 +6,7 @@ B.5 (SOP classes).
 """
 
 import logging
+import os
 import stat
 import struct
 import warnings
@@ -13,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,6 +57,9 @@ PHOTOMETRIC_SAMPLES = {
 
 _HEADER_ROOM_BYTES = 64 * 2**20
 """What a file may hold besides its pixels (overlays, private data) before it counts as too large."""
+
+_LONG_READ_BYTES = 2**16
+"""Longer reads are compared with the file's end first; for short ones the look would cost more than the memory."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +241,16 @@ def _open_regular(path: Path, *, max_bytes: int) -> BinaryIO:
         raise Refusal(Code.NOT_A_REGULAR_FILE, "a link, pipe, socket or device")
     if status.st_size > max_bytes:
         raise Refusal(Code.TOO_LARGE, f"the file has {status.st_size:,} bytes; at most {max_bytes:,} are read")
-    return path.open("rb")
+    return _BoundedReader(FileIO(str(path)))  # pydicom wants a name that is text
+
+
+class _BoundedReader(BufferedReader):
+    """Reserves room only for bytes that are there: an element may announce 4 GiB in a file of a few bytes."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _LONG_READ_BYTES:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
 
 
 def _parse(file: BinaryIO, *, with_pixels: bool, max_bytes: int) -> Dataset:
@@ -249,13 +263,21 @@ def _parse(file: BinaryIO, *, with_pixels: bool, max_bytes: int) -> Dataset:
     try:
         dataset = pydicom.dcmread(file, stop_before_pixels=not with_pixels, specific_tags=list(keywords))
     except EOFError:
-        code = Code.PIXEL_DATA_TRUNCATED if with_pixels else Code.HEADER_MALFORMED
-        raise Refusal(code, "the file ends in the middle of an element") from None
-    except OSError:
+        raise _cut(with_pixels=with_pixels) from None
+    except (OSError, MemoryError):
         raise
     except Exception as error:
         raise Refusal(Code.HEADER_MALFORMED, f"the header cannot be parsed ({type(error).__name__})") from None
+    if (
+        not dataset
+    ):  # pydicom keeps the file's end to itself where an element of undefined length meets it, and drops all others
+        raise _cut(with_pixels=with_pixels)
     return dataset
+
+
+def _cut(*, with_pixels: bool) -> Refusal:
+    code = Code.PIXEL_DATA_TRUNCATED if with_pixels else Code.HEADER_MALFORMED
+    return Refusal(code, "the file ends in the middle of an element")
 
 
 def _check_deflated(file: BinaryIO, *, max_bytes: int) -> None:
@@ -278,3 +300,5 @@ def _check_deflated(file: BinaryIO, *, max_bytes: int) -> None:
                 raise Refusal(Code.TOO_LARGE, f"the deflated data set holds more than {max_bytes:,} bytes")
     except zlib.error:
         raise Refusal(Code.UNREADABLE, "the deflated data set is damaged") from None
+    if not inflater.eof:
+        raise Refusal(Code.UNREADABLE, "the deflated data set is cut")
