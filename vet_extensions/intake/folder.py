@@ -118,7 +118,7 @@ def write_lists(staging: Path, *, files: FileList, keys: FileKeys, rejected: Rej
     write_csv(
         staging / "rejected.csv",
         header=("file_id", "code", "detail"),
-        rows=((keys.file_id(position), str(r.code), r.detail) for position, r in rejected.in_order()),
+        rows=((keys.file_id(position), str(r.code), r.detail) for position, _, r in rejected.in_order()),
     )
     write_csv(
         staging / SOURCES_NAME,

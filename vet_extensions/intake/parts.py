@@ -27,9 +27,9 @@ from vet_extensions.intake.folder import CANDIDATES_NAME, SOURCES_NAME, OutputFo
 from vet_extensions.intake.labels import LabelTable
 from vet_extensions.intake.options import IntakeOptions, IntakeSummary
 from vet_extensions.intake.tables import (
-    PixelFacts,
     PixelJudge,
     RecordTable,
+    Refused,
     Rejections,
     answer_from_json,
     answer_to_json,
@@ -40,7 +40,7 @@ from vet_extensions.intake.tables import (
 from vet_extensions.manifest.io import write_manifest
 from vet_extensions.manifest.merge import merge_manifests
 from vet_extensions.manifest.split import split_patients
-from vet_extensions.schema import IntakeFolder, Rejection, RejectionCode
+from vet_extensions.schema import ImageRecord, IntakeFolder, Rejection, RejectionCode
 from vet_extensions.shards.join import join_shards
 from vet_extensions.shards.writer import write_index
 
@@ -110,7 +110,7 @@ def salt_from_file(path: Path) -> str:
 
 
 def write_candidates(
-    path: Path, candidates: RecordTable, answers: Iterable[PixelFacts | Rejection | None], *, labels: LabelTable
+    path: Path, candidates: RecordTable, answers: Iterable[ImageRecord | Rejection | None], *, labels: LabelTable
 ) -> None:
     """All that a merge decides by: each candidate, what its pixels said (null where the headers had decided), its label row."""
     texts = [None if answer is None else json.dumps(answer_to_json(answer)) for answer in answers]
@@ -202,8 +202,8 @@ def _merge(
     options = IntakeOptions(**values)
     union, rejected = _gather(parts, keys)
     decided = decide_by_headers(union, pseudonyms)
-    for position, rejection in decided.refused:
-        rejected.add(position, rejection)
+    for refused in decided.refused:
+        rejected.add(refused)
     judge = PixelJudge(keys.file_id, refuse_equal_pixels=options.equal_pixels == "reject")
     accepted = decided.table.take(np.array(list(_kept_rows(decided.table, judge, rejected)), np.int64)).table
     patients = pc.unique(accepted["patient_id"]).to_pylist()
@@ -223,7 +223,7 @@ def _merge(
         n_unmatched = labels.n_rows - len(np.unique(rows[rows >= 0]))
         labels = replace(labels, n_rows_unmatched=n_unmatched, n_images_without_row=int((rows < 0).sum()))
     return IntakeSummary(
-        n_files=len(files),
+        n_files=len(accepted) + len(rejected),
         n_accepted=len(accepted),
         n_rejected=len(rejected),
         n_patients=len(patients),
@@ -256,7 +256,7 @@ def _gather(parts: list[_FinishedPart], keys: FileKeys) -> tuple[RecordTable, Re
             for row in csv.DictReader(file):
                 position = int(positions_of([row["file_id"]])[0])
                 if not is_candidate[position]:
-                    rejected.add(position, Rejection(RejectionCode(row["code"]), row["detail"]))
+                    rejected.add(Refused(position, 0, Rejection(RejectionCode(row["code"]), row["detail"])))
     return RecordTable(pa.concat_tables(tables).unify_dictionaries()), rejected
 
 
@@ -267,8 +267,8 @@ def _kept_rows(table: RecordTable, judge: PixelJudge, rejected: Rejections) -> I
     for group in table.by_image():
         answers = [answer_from_json(json.loads(text)) for text in islice(texts, len(group))]
         kept, refused = judge.choose(group, answers)
-        for position, rejection in refused:
-            rejected.add(position, rejection)
+        for one in refused:
+            rejected.add(one)
         if kept is not None:
             yield row + kept
         row += len(group)

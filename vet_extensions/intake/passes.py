@@ -8,7 +8,7 @@ import itertools
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from vet_extensions.intake.options import IntakeOptions
 from vet_extensions.intake.pool import HEADER_LIMIT_S, LIMIT_S, WorkerPool
 from vet_extensions.intake.tables import (
     Candidate,
-    PixelFacts,
     PixelJudge,
     RecordBuilder,
     RecordTable,
+    Refused,
     Rejections,
     answer_from_json,
     answer_to_json,
@@ -132,8 +132,8 @@ class Passes:
     def read_pixels(self, candidates: RecordTable, journal: Journal, shards: Path, *, judge: PixelJudge) -> RecordTable:
         """The pixel pass: the images that are kept, in manifest order, as they lie in `shards`."""
         decided = decide_by_headers(candidates, self._archive.pseudonyms)
-        for position, rejection in decided.refused:
-            self._refuse(position, rejection)
+        for refused in decided.refused:
+            self._refuse(refused)
         accepted = RecordBuilder()
         with ShardWriter(shards) as writer:
             with self._count.taking_over():
@@ -141,7 +141,9 @@ class Passes:
             with closing(self._images(todo)) as images:
                 for group in todo.by_image():
                     some = list(itertools.islice(images, len(group)))
-                    answers = [_facts(image) for image in some]
+                    answers = [
+                        _completed(candidate.record, image) for candidate, image in zip(group, some, strict=True)
+                    ]
                     kept, refused = judge.choose(group, answers)
                     place = None
                     if kept is not None:
@@ -155,7 +157,7 @@ class Passes:
                         journal.sync()
         return accepted.finish()
 
-    def pixel_answers(self, candidates: RecordTable, journal: Journal) -> Iterator[PixelFacts | Rejection | None]:
+    def pixel_answers(self, candidates: RecordTable, journal: Journal) -> Iterator[ImageRecord | Rejection | None]:
         """What the pixels of each candidate said; None where the headers had decided before they were read."""
         answers: dict[tuple[int, int], Any] = {}
 
@@ -232,7 +234,7 @@ class Passes:
 
     def _settle_header(self, position: int, answer: tuple[ImageRecord, ...] | Rejection, found: RecordBuilder) -> None:
         if isinstance(answer, Rejection):
-            self._refuse(position, answer)
+            self._refuse(Refused(position, 0, answer))
             return
         self._count.n_units += len(answer) - 1
         for record in answer:
@@ -241,21 +243,23 @@ class Passes:
     def _settle_images(
         self,
         group: list[Candidate],
-        answers: list[PixelFacts | Rejection],
+        answers: list[ImageRecord | Rejection],
         kept: int | None,
-        refused: list[tuple[int, Rejection]],
+        refused: list[Refused],
         accepted: RecordBuilder,
     ) -> None:
-        for position, rejection in refused:
-            self._refuse(position, rejection)
+        for one in refused:
+            self._refuse(one)
         if kept is not None:
-            facts = answers[kept]
-            assert isinstance(facts, PixelFacts), "a file that was refused cannot be kept"
-            accepted.append(facts.complete(group[kept]))
+            record = answers[kept]
+            assert isinstance(record, ImageRecord), "a file that was refused cannot be kept"
+            # A journal may be older than the file that named the patient of this study.
+            record = replace(record, patient_id=group[kept].record.patient_id)
+            accepted.append(Candidate(group[kept].position, record))
             self._count.one()
 
-    def _refuse(self, position: int, rejection: Rejection) -> None:
-        self.rejected.add(position, rejection)
+    def _refuse(self, refused: Refused) -> None:
+        self.rejected.add(refused)
         self._count.one()
 
     def _states(self, group: Iterable[Candidate]) -> list[list[int]]:
@@ -264,21 +268,16 @@ class Passes:
 
 
 def _header_to_json(answer: tuple[ImageRecord, ...] | Rejection) -> Any:
-    if isinstance(answer, Rejection):
-        return answer_to_json(answer)
-    return {"records": [record_to_json(record) for record in answer]}
+    return [record_to_json(record) for record in answer] if isinstance(answer, tuple) else answer_to_json(answer)
 
 
 def _header_from_json(value: Any) -> tuple[ImageRecord, ...] | Rejection:
-    if isinstance(value, dict):
-        return tuple(record_from_json(record) for record in value["records"])
-    return Rejection(RejectionCode(value[0]), value[1])
+    if isinstance(value, list):
+        return tuple(record_from_json(record) for record in value)
+    answer = answer_from_json(value)
+    assert isinstance(answer, Rejection), "what is no list of records is a rejection"
+    return answer
 
 
-def _facts(image: StoredImage | Rejection) -> PixelFacts | Rejection:
-    """What the manifest keeps of a decoded image."""
-    if isinstance(image, Rejection):
-        return image
-    rows, columns = image.pixels.shape
-    values = {field.name: getattr(image, field.name) for field in fields(image) if field.name != "pixels"}
-    return PixelFacts({**values, "stored_rows": rows, "stored_columns": columns})
+def _completed(record: ImageRecord, image: StoredImage | Rejection) -> ImageRecord | Rejection:
+    return image if isinstance(image, Rejection) else image.complete(record)

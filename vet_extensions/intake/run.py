@@ -143,7 +143,7 @@ def _write_tables(
     write_manifest(manifest, staging / "manifest.parquet")
     write_lists(staging, files=files, keys=keys, rejected=rejected)
     return IntakeSummary(
-        n_files=len(files),
+        n_files=len(accepted) + len(rejected),
         n_accepted=len(accepted),
         n_rejected=len(rejected),
         n_patients=len(patients),

@@ -9,8 +9,8 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -160,16 +160,25 @@ class RecordBuilder:
         self._pending = []
 
 
+class Refused(NamedTuple):
+    """A file, or one frame of it, that is not used. position: of the file in the listing."""
+
+    position: int
+    frame: int
+    rejection: Rejection
+
+
 class Rejections:
     """What was refused and why, as columns: most files share their reason with many others."""
 
     def __init__(self) -> None:
-        self._positions, self._reasons = array("q"), array("q")
+        self._positions, self._frames, self._reasons = array("q"), array("i"), array("q")
         self._numbers: dict[Rejection, int] = {}
 
-    def add(self, position: int, rejection: Rejection) -> None:
-        self._positions.append(position)
-        self._reasons.append(self._numbers.setdefault(rejection, len(self._numbers)))
+    def add(self, refused: Refused) -> None:
+        self._positions.append(refused.position)
+        self._frames.append(refused.frame)
+        self._reasons.append(self._numbers.setdefault(refused.rejection, len(self._numbers)))
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -182,22 +191,22 @@ class Rejections:
             counts[str(rejection.code)] += each[number]
         return dict(sorted(counts.items()))
 
-    def in_order(self) -> Iterator[tuple[int, Rejection]]:
-        """(position, rejection) by position; those of one file in the order in which they were added."""
+    def in_order(self) -> Iterator[Refused]:
+        """By position and frame."""
         known = list(self._numbers)
-        for row in np.argsort(np.array(self._positions, np.int64), kind="stable").tolist():
-            yield self._positions[row], known[self._reasons[row]]
+        for row in np.lexsort((np.array(self._frames), np.array(self._positions))).tolist():
+            yield Refused(self._positions[row], self._frames[row], known[self._reasons[row]])
 
 
 @dataclass(frozen=True)
 class Decided:
     """What the headers of all files say together.
 
-    table: the candidates that remain, each with its patient, as the manifest is sorted. refused: the others, with their position.
+    table: the candidates that remain, each with its patient, as the manifest is sorted. refused: the others.
     """
 
     table: RecordTable
-    refused: list[tuple[int, Rejection]]
+    refused: list[Refused]
 
 
 def decide_by_headers(candidates: RecordTable, pseudonyms: Pseudonyms) -> Decided:
@@ -208,7 +217,7 @@ def decide_by_headers(candidates: RecordTable, pseudonyms: Pseudonyms) -> Decide
     is_named = pc.not_equal(candidates.table["patient_id"], "").to_numpy()
     n_patients = _n_partners(study_codes[is_named], patient_codes[is_named], len(study_names))[study_codes]
     n_studies = _n_partners(image_codes, study_codes, len(image_names))[image_codes]
-    positions = candidates.column("position")
+    positions, frames = candidates.column("position"), candidates.column("frame")
     refused = []
     for row in np.flatnonzero((n_patients > 1) | (n_studies > 1)):
         if n_patients[row] > 1:
@@ -217,7 +226,7 @@ def decide_by_headers(candidates: RecordTable, pseudonyms: Pseudonyms) -> Decide
         else:
             detail = "its SOPInstanceUID also occurs in another study"
             rejection = Rejection(RejectionCode.CONFLICTING_DUPLICATE, detail)
-        refused.append((int(positions[row]), rejection))
+        refused.append(Refused(int(positions[row]), int(frames[row]), rejection))
     owner = np.full(len(study_names), -1)
     owner[study_codes[is_named]] = patient_codes[is_named]
     names = patient_names.to_pylist()
@@ -228,41 +237,18 @@ def decide_by_headers(candidates: RecordTable, pseudonyms: Pseudonyms) -> Decide
     return Decided(named.take((n_patients <= 1) & (n_studies <= 1)).in_order(), refused)
 
 
-@dataclass(frozen=True)
-class PixelFacts:
-    """What the pixel pass adds to a record: fields of `ImageRecord` by name, at least pixel_hash and the stored size."""
-
-    values: dict[str, Any]
-
-    @property
-    def pixel_hash(self) -> str:
-        return self.values["pixel_hash"]
-
-    def complete(self, candidate: Candidate) -> Candidate:
-        """The candidate with these facts: its notes joined, its spacing grown as the image shrank."""
-        before = candidate.record
-        record = replace(before, **self.values)
-        notes = {*before.notes, *record.notes}
-        spacing = before.spacing_mm
-        if spacing is not None:
-            kept = record.crop or record
-            spacing = (spacing[0] * kept.rows / record.stored_rows, spacing[1] * kept.columns / record.stored_columns)
-        in_order = tuple(note for note in Note if note in notes)
-        return Candidate(candidate.position, replace(record, notes=in_order, spacing_mm=spacing))
-
-
-def answer_to_json(answer: PixelFacts | Rejection) -> Any:
-    """What the pixel pass said of one image, for a journal."""
+def answer_to_json(answer: ImageRecord | Rejection) -> Any:
+    """What the pixel pass said of one image, for a journal: its completed record, or why not."""
     if isinstance(answer, Rejection):
-        return [str(answer.code), answer.detail]
-    return {name: to_json(value) for name, value in answer.values.items()}
+        return {"code": str(answer.code), "detail": answer.detail}
+    return record_to_json(answer)
 
 
-def answer_from_json(value: Any) -> PixelFacts | Rejection:
+def answer_from_json(value: Any) -> ImageRecord | Rejection:
     """What `answer_to_json` wrote."""
     if isinstance(value, dict):
-        return PixelFacts(from_json(value))
-    return Rejection(RejectionCode(value[0]), value[1])
+        return Rejection(RejectionCode(value["code"]), value["detail"])
+    return record_from_json(value)
 
 
 class PixelJudge:
@@ -274,29 +260,39 @@ class PixelJudge:
         self._seen: dict[str, int] | None = {} if refuse_equal_pixels else None
 
     def choose(
-        self, group: Sequence[Candidate], answers: Sequence[PixelFacts | Rejection]
-    ) -> tuple[int | None, list[tuple[int, Rejection]]]:
-        """The number of the file that is kept, if any, and (position, rejection) of the others.
+        self, group: Sequence[Candidate], answers: Sequence[ImageRecord | Rejection]
+    ) -> tuple[int | None, list[Refused]]:
+        """The number of the file that is kept, if any, and the others with their reasons.
 
         Files with one SOPInstanceUID: equal pixels count once, different ones not at all.
         """
-        refused = [(c.position, a) for c, a in zip(group, answers, strict=True) if isinstance(a, Rejection)]
-        good = [(n, answer) for n, answer in enumerate(answers) if isinstance(answer, PixelFacts)]
-        if len({answer.pixel_hash for _, answer in good}) > 1:
+        refused: list[Refused] = []
+
+        def refuse(number: int, rejection: Rejection) -> None:
+            refused.append(Refused(group[number].position, group[number].record.frame, rejection))
+
+        good: list[tuple[int, str]] = []
+        for number, answer in enumerate(answers):
+            if isinstance(answer, Rejection):
+                refuse(number, answer)
+            else:
+                good.append((number, answer.pixel_hash))
+        if len({pixel_hash for _, pixel_hash in good}) > 1:
             detail = f"{len(good)} files have this SOPInstanceUID and their pixels differ"
-            rejection = Rejection(RejectionCode.CONFLICTING_DUPLICATE, detail)
-            return None, refused + [(group[n].position, rejection) for n, _ in good]
+            for number, _ in good:
+                refuse(number, Rejection(RejectionCode.CONFLICTING_DUPLICATE, detail))
+            return None, refused
         if not good:
             return None, refused
-        (first, facts), *rest = good
-        for n, _ in rest:
+        (first, pixel_hash), *rest = good
+        for number, _ in rest:
             detail = f"the same image as file {self._file_id(group[first].position)}"
-            refused.append((group[n].position, Rejection(RejectionCode.DUPLICATE, detail)))
-        if self._seen is not None:
-            earlier = self._seen.setdefault(facts.pixel_hash, group[first].position)
-            if earlier != group[first].position:
-                detail = f"the same pixels as file {self._file_id(earlier)}, which has another SOPInstanceUID"
-                return None, [*refused, (group[first].position, Rejection(RejectionCode.DUPLICATE, detail))]
+            refuse(number, Rejection(RejectionCode.DUPLICATE, detail))
+        earlier = self._seen.setdefault(pixel_hash, group[first].position) if self._seen is not None else None
+        if earlier not in (None, group[first].position):
+            detail = f"the same pixels as file {self._file_id(earlier)}, which has another SOPInstanceUID"
+            refuse(first, Rejection(RejectionCode.DUPLICATE, detail))
+            return None, refused
         return first, refused
 
 
