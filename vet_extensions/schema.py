@@ -87,6 +87,7 @@ class RejectionCode(StrEnum):
     WORKER_DIED = "WORKER_DIED"
     INVALID_GREYSCALE_TRANSFORM = "INVALID_GREYSCALE_TRANSFORM"
     CONSTANT_IMAGE = "CONSTANT_IMAGE"
+    BURNED_IN_TEXT = "BURNED_IN_TEXT"
     DUPLICATE = "DUPLICATE"
     CONFLICTING_DUPLICATE = "CONFLICTING_DUPLICATE"
     CONFLICTING_PATIENT = "CONFLICTING_PATIENT"
@@ -99,7 +100,7 @@ class RejectionCode(StrEnum):
 
 
 class Note(StrEnum):
-    """What intake did to an image beyond its usual steps. The manifest's `notes` holds them in this order, comma-separated."""
+    """What intake did or saw beyond its usual steps. The manifest's `notes` holds them in this order, comma-separated."""
 
     COLOUR_TO_GREY = "colour-to-grey"
     FOR_PROCESSING = "for-processing"
@@ -108,6 +109,8 @@ class Note(StrEnum):
     ONE_OF_FRAMES = "one-of-frames"
     CROPPED_BY_ATTRIBUTES = "cropped-by-attributes"
     CROPPED_BY_BORDER = "cropped-by-border"
+    BURNED_IN_TEXT = "burned-in-text"
+    SPECIES_FROM_BREED = "species-from-breed"
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,11 @@
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydicom import Dataset
 
-from vet_extensions.intake.anatomy import decide_body_part, decide_species
 from vet_extensions.intake.decode import transfer_syntax
 from vet_extensions.intake.deidentify import Pseudonyms
 from vet_extensions.intake.dicom import (
@@ -20,34 +19,45 @@ from vet_extensions.intake.dicom import (
     pixel_layout,
     text,
 )
+from vet_extensions.intake.evidence import CODE_KEYWORDS, TEXT_KEYWORDS, Evidence, RawValues, decide
 from vet_extensions.intake.frames import chosen_frames, frame_image_id
+from vet_extensions.intake.mapping import NO_MAPPING, ViewMapping, read_mapping
 from vet_extensions.intake.options import IntakeOptions
 from vet_extensions.intake.refusal import Refusal
-from vet_extensions.intake.views import Code, decide_laterality, decide_view
-from vet_extensions.schema import ImageRecord, Rejection, RejectionCode, View
-
-VIEW_TEXTS = ("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription")
-"""Searched for view words, in this order. StudyDescription is not: it tells of all the study's views."""
+from vet_extensions.intake.words import Code
+from vet_extensions.schema import ImageRecord, Note, Rejection, RejectionCode
 
 
 @dataclass(frozen=True)
 class HeaderReader:
-    """The header pass for one file, called in a worker with its path and pseudonym; picklable."""
+    """The header pass for one file, called in a worker with its path and pseudonym; picklable.
+
+    The user's mapping is read once, when the reader is made. Errors: UserError for one that cannot be used.
+    """
 
     pseudonyms: Pseudonyms
     options: IntakeOptions
+    mapping: ViewMapping = field(init=False)
+
+    def __post_init__(self) -> None:
+        path = self.options.view_map
+        object.__setattr__(self, "mapping", NO_MAPPING if path is None else read_mapping(path))
 
     def __call__(self, task: tuple[str, str]) -> tuple[ImageRecord, ...] | Rejection:
+        return self.with_raw_values(task)[0]
+
+    def with_raw_values(self, task: tuple[str, str]) -> tuple[tuple[ImageRecord, ...] | Rejection, RawValues]:
+        """The answer, and the texts that it was decided by, for OUT/private only; none with a rejection."""
         path, source_id = task
         try:
             return self.read_records(Path(path), source_id=source_id)
         except Refusal as refusal:
-            return refusal.rejection
+            return refusal.rejection, ()
         except Exception as error:
             reason = f"the header cannot be interpreted ({type(error).__name__})"
-            return Rejection(RejectionCode.HEADER_MALFORMED, reason)
+            return Rejection(RejectionCode.HEADER_MALFORMED, reason), ()
 
-    def read_records(self, path: Path, *, source_id: str) -> tuple[ImageRecord, ...]:
+    def read_records(self, path: Path, *, source_id: str) -> tuple[tuple[ImageRecord, ...], RawValues]:
         """The records of a file's images, one a frame, as far as the header tells: stored size and pixel hash are still 0 and "".
 
         patient_id is "" where the file names no patient. Errors: Refusal.
@@ -58,6 +68,8 @@ class HeaderReader:
                 accept_secondary_capture=self.options.accept_secondary_capture,
                 accept_for_processing=self.options.for_processing != "reject",
             )
+            if self.options.burned_in == "reject" and _is_identifying(dataset):
+                raise Refusal(RejectionCode.BURNED_IN_TEXT, "its header says that the pixels may identify someone")
             image_uid, study_uid = (_identifier(dataset, name) for name in ("SOPInstanceUID", "StudyInstanceUID"))
             patient_id = text(dataset, "PatientID")
             syntax = transfer_syntax(dataset)
@@ -65,30 +77,32 @@ class HeaderReader:
             if self.options.colour == "reject" and not layout.is_monochrome:
                 raise Refusal(RejectionCode.UNSUPPORTED_PHOTOMETRIC, f"{layout.photometric}: stored in colour")
             frames = chosen_frames(layout.n_frames, policy=self.options.multi_frame)
-            view, view_source = _view(dataset)
+            evidence = _evidence(dataset)
+            finding = decide(evidence, mapping=self.mapping)
+            notes = [Note.BURNED_IN_TEXT] if self.options.burned_in == "flag" and _is_identifying(dataset) else []
+            notes += [Note.SPECIES_FROM_BREED] * finding.is_species_of_breed
             first = ImageRecord(
                 image_id=self.pseudonyms.image(image_uid),
                 study_id=self.pseudonyms.study(study_uid),
                 patient_id=self.pseudonyms.patient(patient_id) if patient_id else "",
-                view=view,
-                view_source=view_source,
+                view=finding.view,
+                view_source=finding.view_source,
                 rows=layout.rows,
                 columns=layout.columns,
                 stored_rows=0,
                 stored_columns=0,
-                species=_species(dataset),
-                body_part=_body_part(dataset),
-                laterality=decide_laterality(
-                    image_laterality=text(dataset, "ImageLaterality"), laterality=text(dataset, "Laterality")
-                ),
+                species=finding.species,
+                body_part=finding.body_part,
+                laterality=finding.laterality,
                 spacing_mm=_spacing(dataset),
                 photometric=layout.photometric,
                 bits_stored=layout.bits_stored,
                 transfer_syntax=syntax,
                 source_id=source_id,
+                notes=tuple(notes),
             )
         ids = [frame_image_id(self.pseudonyms, image_uid, frame=frame) for frame in frames]
-        return tuple(replace(first, image_id=ids[frame], frame=frame) for frame in frames)
+        return tuple(replace(first, image_id=ids[frame], frame=frame) for frame in frames), evidence.raw_values()
 
 
 def _identifier(dataset: Dataset, keyword: str) -> str:
@@ -98,30 +112,21 @@ def _identifier(dataset: Dataset, keyword: str) -> str:
     return value
 
 
-def _view(dataset: Dataset) -> tuple[View, str]:
-    orientation = text(dataset, "PatientOrientation").split("\\")
+def _evidence(dataset: Dataset) -> Evidence:
     is_mammogram = PRESENTATION_CLASSES.get(text(dataset, "SOPClassUID")) == "MG" or text(dataset, "Modality") == "MG"
-    return decide_view(
-        codes=_codes(dataset, "ViewCodeSequence"),
-        position=text(dataset, "ViewPosition"),
-        orientation=orientation,
-        texts=[(keyword, text(dataset, keyword)) for keyword in VIEW_TEXTS],
+    return Evidence(
+        texts={keyword: text(dataset, keyword) for keyword in TEXT_KEYWORDS},
+        codes={keyword: tuple(_codes(dataset, keyword)) for keyword in CODE_KEYWORDS},
         is_mammogram=is_mammogram,
     )
 
 
-def _species(dataset: Dataset) -> str:
-    return decide_species(
-        description=text(dataset, "PatientSpeciesDescription"), codes=_codes(dataset, "PatientSpeciesCodeSequence")
-    )
+def _is_identifying(dataset: Dataset) -> bool:
+    """Whether the header says that the pixels may identify someone.
 
-
-def _body_part(dataset: Dataset) -> str:
-    return decide_body_part(
-        codes=_codes(dataset, "AnatomicRegionSequence"),
-        examined=text(dataset, "BodyPartExamined"),
-        texts=[text(dataset, keyword) for keyword in (*VIEW_TEXTS, "StudyDescription")],
-    )
+    BurnedInAnnotation (0028,0301), RecognizableVisualFeatures (0028,0302): PS3.3 C.7.6.1.
+    """
+    return any(text(dataset, name).upper() == "YES" for name in ("BurnedInAnnotation", "RecognizableVisualFeatures"))
 
 
 def _codes(dataset: Dataset, keyword: str) -> list[Code]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vet_extensions.errors import UserError
+from vet_extensions.intake.mapping import read_mapping
 from vet_extensions.schema import SCHEMA_VERSION, Split
 
 MIN_SIDE_PX = 16
@@ -16,6 +17,7 @@ POLICIES = {
     "multi_frame": ("reject", "first", "each"),
     "collimation": ("keep", "crop"),
     "equal_pixels": ("keep", "reject"),
+    "burned_in": ("keep", "flag", "reject"),
 }
 """Options that choose among named treatments, and the names."""
 
@@ -37,6 +39,9 @@ class IntakeOptions:
     multi_frame: "reject", or "first" or "each" frame of a file with several.
     collimation: "keep" the whole image, or "crop" it to the exposed field, as the attributes tell it or else the pixels show it.
     equal_pixels: "keep" pictures that occur under several SOPInstanceUIDs (they are counted), or "reject" all but the first.
+    burned_in: what is done where the header says that names or faces may be seen in the image: "flag" notes it in the manifest,
+        "keep" does not, "reject" refuses them. Text that the header is silent about is not found.
+    view_map: a CSV or YAML table from raw values to views, body parts and species; see `mapping.read_mapping`.
     max_pixels: larger images are rejected before they are decoded.
     salt: the secret behind the pseudonyms; None keeps or makes one in OUT/private/salt.
     """
@@ -53,6 +58,8 @@ class IntakeOptions:
     multi_frame: str = "reject"
     collimation: str = "keep"
     equal_pixels: str = "keep"
+    burned_in: str = "flag"
+    view_map: Path | None = None
     max_pixels: int = 100_000_000
     salt: str | None = None
 
@@ -86,9 +93,13 @@ class IntakeOptions:
         return dict(zip(Split, self.split_fractions))
 
     def as_json(self) -> dict[str, Any]:
-        """The choices that decide the output, without the secret and without paths (they may hold names)."""
+        """The choices that decide the output, without the secret and without paths (they may hold names); of the mapping a hash.
+
+        Errors: UserError for a mapping that cannot be used.
+        """
         values = asdict(self)
         del values["salt"], values["labels"]
+        values["view_map"] = None if self.view_map is None else read_mapping(self.view_map).fingerprint
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
