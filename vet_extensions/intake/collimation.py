@@ -21,9 +21,9 @@ _LOOK_PX = 1024
 """Borders are looked for at this size: noise averages out."""
 
 _BORDER_LEVEL = 0.85
-"""A border is at least this bright, as a share of white ..."""
-_BORDER_SPREAD = 0.08
-"""... and no pixel of it is darker than its median by more than this."""
+"""At the image's rim a border is at least this bright, as a share of white ..."""
+_BORDER_SPREAD = 0.35
+"""... and towards the field no darker than that by more than this: scattered rays reach under the blade."""
 _FULL = 0.96
 """Share of a row's or column's pixels that are border where it lies under a blade: dust and letters may lie there too."""
 _DROP = 0.3
