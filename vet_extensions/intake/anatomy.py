@@ -211,6 +211,10 @@ _RIGHT = "RIGHT|RT|R|RECHT~|RE|DROIT~|DERECH~|DESTR~|DIREIT~"
 _BOTH = "BOTH|BILATERAL~|BEIDE|BEIDSEITS|BDS|AMBOS|AMBAS|AMBEDUE"
 
 
+ANATOMY_PHRASES = "|".join((*_SPECIES_WORDS.values(), *_BREED_WORDS.values(), *_BODY_PART_WORDS.values(), _BOTH))
+"""Every phrase that is understood here."""
+
+
 def decide_species(*, description: str, codes: Iterable[Code] = ()) -> str:
     """A word of the vocabulary, "other" for an animal outside it, "" where the header does not say.
 

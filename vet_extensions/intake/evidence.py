@@ -33,7 +33,7 @@ VIEW_TEXTS = ("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingD
 PART_TEXTS = ("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription", "StudyDescription")
 """Searched for body parts after BodyPartExamined."""
 
-RawValues = tuple[tuple[str, str], ...]
+RawTexts = tuple[tuple[str, str], ...]
 """(attribute, value as it stands in the file) of all that is not empty. May hold names: for OUT/private only."""
 
 
@@ -51,7 +51,7 @@ class Evidence:
     def code(self, keyword: str) -> tuple[Code, ...]:
         return self.codes.get(keyword, ())
 
-    def raw_values(self) -> RawValues:
+    def raw_values(self) -> RawTexts:
         """All that is stated, for the table of raw values and for a user's mapping."""
         stated = [(keyword, str(code)) for keyword in CODE_KEYWORDS for code in self.code(keyword)]
         return tuple(stated + [(keyword, self.text(keyword)) for keyword in TEXT_KEYWORDS if self.text(keyword)])

@@ -19,7 +19,7 @@ from vet_extensions.intake.dicom import (
     pixel_layout,
     text,
 )
-from vet_extensions.intake.evidence import CODE_KEYWORDS, TEXT_KEYWORDS, Evidence, RawValues, decide
+from vet_extensions.intake.evidence import CODE_KEYWORDS, TEXT_KEYWORDS, Evidence, RawTexts, decide
 from vet_extensions.intake.frames import chosen_frames, frame_image_id
 from vet_extensions.intake.mapping import NO_MAPPING, ViewMapping, read_mapping
 from vet_extensions.intake.options import IntakeOptions
@@ -46,7 +46,7 @@ class HeaderReader:
     def __call__(self, task: tuple[str, str]) -> tuple[ImageRecord, ...] | Rejection:
         return self.with_raw_values(task)[0]
 
-    def with_raw_values(self, task: tuple[str, str]) -> tuple[tuple[ImageRecord, ...] | Rejection, RawValues]:
+    def with_raw_values(self, task: tuple[str, str]) -> tuple[tuple[ImageRecord, ...] | Rejection, RawTexts]:
         """The answer, and the texts that it was decided by, for OUT/private only; none with a rejection."""
         path, source_id = task
         try:
@@ -57,7 +57,7 @@ class HeaderReader:
             reason = f"the header cannot be interpreted ({type(error).__name__})"
             return Rejection(RejectionCode.HEADER_MALFORMED, reason), ()
 
-    def read_records(self, path: Path, *, source_id: str) -> tuple[tuple[ImageRecord, ...], RawValues]:
+    def read_records(self, path: Path, *, source_id: str) -> tuple[tuple[ImageRecord, ...], RawTexts]:
         """The records of a file's images, one a frame, as far as the header tells: stored size and pixel hash are still 0 and "".
 
         patient_id is "" where the file names no patient. Errors: Refusal.

@@ -55,6 +55,25 @@ _LEFT_AFTER, _RIGHT_AFTER = f"{_LEFT}|G|IZQ|SX|ESQ", f"{_RIGHT}|D|DX|DIR"
 _LYING = "RECUMB|RECUMBENCY|RECUMBENT|ANLIEGEND~|ANL|AUFLIEGEND~"
 
 
+VIEW_PHRASES = "|".join(
+    [
+        _MLO,
+        _MLO_IN_WORDS,
+        _OBLIQUE,
+        _AXIAL,
+        _DECUBITUS,
+        _HORIZONTAL,
+        _CRANIO_CAUDAL,
+        "[RL]?CC",
+        _CAUDO_CRANIAL,
+        _LATERAL,
+    ]
+    + [_LEFT_AFTER, _RIGHT_AFTER, _LYING]
+    + [phrases for phrases, _ in _FRONTAL]
+)
+"""Every phrase that is understood here."""
+
+
 @lru_cache(maxsize=8192)
 def view_in_words(
     text: str, *, is_mammogram: bool = False, is_animal: bool = False, is_paired: bool = False
