@@ -124,27 +124,79 @@ def intake(
     longest_side: Annotated[int, typer.Option(min=16, help="Longest side of the stored images in pixels.")] = 512,
     bits: Annotated[int, typer.Option(help="Bits per stored grey value: 8 or 16.")] = 8,
     split_seed: Annotated[int, typer.Option(min=0, help="Decides which patients are train, val and test.")] = 0,
+    part: Annotated[
+        str | None, typer.Option(metavar="i/N", help="Read only part i of N, for `vetdino merge`; needs --salt-file.")
+    ] = None,
+    salt_file: Annotated[
+        Path | None, typer.Option(help="Secret behind the pseudonyms, the same for every part; made if there is none.")
+    ] = None,
+    sheets: Annotated[bool, typer.Option("--sheets", help="Also draw contact sheets by view to OUT/sheets.")] = False,
     workers: Workers = 2,
 ) -> None:
     """Turn DICOM files into a manifest and shards of grey images; what cannot be used is listed with a reason."""
     from vet_extensions.intake.options import IntakeOptions
+    from vet_extensions.intake.parts import Part, salt_from_file
     from vet_extensions.intake.run import run_intake
 
-    chosen = IntakeOptions(labels=labels, longest_side_px=longest_side, bits=bits, split_seed=split_seed)
+    some = None if part is None else Part.parse(part)
+    salt = None if salt_file is None else salt_from_file(salt_file)
+    chosen = IntakeOptions(labels=labels, longest_side_px=longest_side, bits=bits, split_seed=split_seed, salt=salt)
     with Progress("intake", unit="files") as progress:
-        summary = run_intake(source, out, options=chosen, on_progress=progress, n_workers=workers)
+        summary = run_intake(
+            source,
+            out,
+            options=chosen,
+            part=some,
+            on_progress=progress,
+            on_taken_over=progress.skip,
+            n_workers=workers,
+        )
     print("\n".join(_in_words(summary)))
+    if sheets:
+        _draw_sheets(out, source=source, n_workers=workers)
+
+
+def _draw_sheets(root: Path, *, source: Path | None, n_workers: int) -> None:
+    from vet_extensions.intake.sheets import write_sheets
+
+    n_sheets = len(write_sheets(root, root / "sheets", source=source, n_workers=n_workers))
+    print(f"{n_sheets} contact sheets in {root / 'sheets'}.")
+
+
+@app.command(epilog="Example: vetdino merge part_1 part_2 part_3 --into studies")
+def merge(
+    parts: Annotated[
+        list[Path], typer.Argument(metavar="OUT_i", help="Folders that `intake --part` wrote.", show_default=False)
+    ],
+    into: Annotated[Path, typer.Option(help="Folder to write; it is made.", show_default=False)],
+    sheets: Annotated[bool, typer.Option("--sheets", help="Also draw contact sheets by view to OUT/sheets.")] = False,
+) -> None:
+    """Merge the parts of an archive: duplicates, conflicts and splits as if one run had read everything."""
+    from vet_extensions.intake.parts import merge_parts
+
+    print("\n".join(_in_words(merge_parts(parts, into))))
+    if sheets:
+        _draw_sheets(into, source=None, n_workers=0)
 
 
 def _in_words(summary: "IntakeSummary") -> Iterator[str]:
     if summary.was_already_done:
         yield "This folder already holds this very intake; nothing was read again."
+    if summary.n_headers_taken_over:
+        yield (
+            f"Taken over from an interrupted run: {summary.n_headers_taken_over:,} headers, "
+            f"{summary.n_images_taken_over:,} images."
+        )
     yield f"{summary.n_files:,} files: {summary.n_accepted:,} accepted, {summary.n_rejected:,} rejected (see rejected.csv)."
     for code, count in sorted(summary.rejected.items()):
         yield f"  {code}: {count:,}"
     yield f"{summary.n_patients:,} patients, {summary.n_studies:,} studies, {summary.n_accepted:,} images."
     for split, counts in summary.splits.items():
         yield f"  {split}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items())
+    if summary.equal_pixels.get("pictures"):
+        yield "{images:,} images show {pictures:,} pictures under several SOPInstanceUIDs.".format(
+            **summary.equal_pixels
+        )
     if summary.labels is not None:
         yield (
             f"Labels: {len(summary.labels.columns)} findings; {summary.labels.n_images_without_row:,} images without a row, "

@@ -50,6 +50,7 @@ class Progress:
         self.label = label
         self.total = total
         self.done = 0
+        self._n_before = 0
         self._unit = f" {unit}" if unit else ""
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
@@ -78,6 +79,11 @@ class Progress:
         if total is not None:
             self.total = total
         self._show()
+
+    def skip(self, n: int) -> None:
+        """Count `n` units as finished before this work began: they are done, but say nothing of how fast it goes."""
+        self._n_before += n
+        self(self.done + n)
 
     def advance(self, n: int = 1) -> None:
         """Count `n` more units as finished."""
@@ -125,14 +131,17 @@ class Progress:
         if not whole:
             of_total = "" if self.total is None else f" of {self.total}"
             return f"{self.label}: stopped after {self.done}{of_total}{self._unit}, {spent}"
-        if self.done == 0:
+        if self.done == self._n_before:
             return f"{self.label}: done in {spent}"
         rate = self._rate()
-        return f"{self.label}: {self.done}{self._unit} in {spent}" + (f" ({self._rate_text(rate)})" if rate > 0 else "")
+        before = f" ({self._n_before} of them earlier)" if self._n_before else ""
+        return f"{self.label}: {self.done}{self._unit}{before} in {spent}" + (
+            f" ({self._rate_text(rate)})" if rate > 0 else ""
+        )
 
     def _rate(self) -> float:
         elapsed = self._clock() - self._start
-        return self.done / elapsed if elapsed > 0 else 0.0
+        return (self.done - self._n_before) / elapsed if elapsed > 0 else 0.0
 
     def _rate_text(self, rate: float) -> str:
         return f"{rate:.1f}{self._unit}/s" if rate < 100 else f"{rate:.0f}{self._unit}/s"

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from vet_extensions import cli
 from vet_extensions.errors import UserError
 
-VERBS = ("phantom", "intake", "check", "train", "evaluate", "export", "demo", "version")
+VERBS = ("phantom", "intake", "merge", "check", "train", "evaluate", "export", "demo", "version")
 
 
 class Calls(dict[str, Any]):
