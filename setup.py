@@ -54,6 +54,8 @@ EXTRAS = {
         "ruff>=0.9",
         "pyright[nodejs]>=1.1.400",
         "import-linter>=2.1",
+        # The tests of DICOMweb, for which CI also installs an Orthanc server.
+        "dicomweb-client>=0.60",
     ],
 }
 
