@@ -195,12 +195,17 @@ def split_of(word: str) -> Split | None:
     return split
 
 
+def look_for(root: Path, names: Sequence[str]) -> Path | None:
+    """The first of `names` that is a file below `root`, plain or with .gz; None where none is."""
+    candidates = (root / f"{name}{suffix}" for name in names for suffix in ("", ".gz"))
+    return next((path for path in candidates if path.is_file()), None)
+
+
 def find_file(root: Path, names: Sequence[str], *, dataset: str) -> Path:
-    """The first of `names` that is a file below `root`, plain or with .gz. Errors: UserError that says what is there instead."""
-    for name in names:
-        for candidate in (root / name, root / f"{name}.gz"):
-            if candidate.is_file():
-                return candidate
+    """As `look_for`. Errors: UserError that says what is there instead."""
+    found = look_for(root, names)
+    if found is not None:
+        return found
     expected = " or ".join(f"'{name}'" for name in names)
     if not root.is_dir():
         raise UserError(f"The source '{root}' is no folder. Give the folder of {dataset} that holds {expected}.")

@@ -28,7 +28,7 @@ from vet_extensions.intake.sources.listing import (
     split_of,
     within_patient,
 )
-from vet_extensions.intake.views import decide_laterality, decide_view
+from vet_extensions.intake.views import UNDECIDED, decide_laterality, decide_view
 from vet_extensions.schema import LABEL_PREFIX, View
 
 WELL_KNOWN: dict[str, tuple[str, ...]] = {
@@ -43,6 +43,9 @@ WELL_KNOWN: dict[str, tuple[str, ...]] = {
     "split": ("split",),
 }
 """What a column may be, and the names under which it is found without being told."""
+
+HUMAN_DECUBITUS = {"AP LLD": View.AP, "AP RLD": View.AP, "PA LLD": View.PA, "PA RLD": View.PA}
+"""In people a decubitus picture is a frontal one with a horizontal beam."""
 
 _SIDES = {"LEFT": "L", "RIGHT": "R", "BOTH": "B", "BILATERAL": "B"}
 
@@ -70,6 +73,21 @@ def read_columns(path: Path, wanted: Sequence[str], *, optional: Sequence[str] =
     for name in optional:
         columns.setdefault(name, pa.chunked_array([pa.repeat("", table.num_rows)]))
     return pa.table(columns)
+
+
+def first_view(
+    cells: Sequence[tuple[str, str]], *, dataset: str, exceptions: Mapping[str, View] | None = None
+) -> tuple[View, str]:
+    """The view that the first telling cell names, and the rule for `view_source`; (UNKNOWN, "none") where none does.
+
+    cells: (column, text), in the order in which they are believed. exceptions: words in upper case that mean something else here
+    than in ViewPosition (0018,5101).
+    """
+    for column, text in cells:
+        view = (exceptions or {}).get(text.upper()) or decide_view(position=text)[0]
+        if view is not View.UNKNOWN:
+            return view, f"{column} ({dataset})"
+    return View.UNKNOWN, UNDECIDED
 
 
 class TableSource(TabledSource):
@@ -120,7 +138,7 @@ class TableSource(TabledSource):
             patient=patient,
             study=within_patient(patient, study),
             image=image,
-            view=self._decided(table, "view", _view) or same_for_all((View.UNKNOWN, ""), n_rows),
+            view=self._decided(table, "view", _view) or same_for_all((View.UNKNOWN, UNDECIDED), n_rows),
             species=self._decided(table, "species", lambda text: decide_species(description=text)),
             body_part=self._decided(table, "body_part", lambda text: decide_body_part(examined=text)),
             laterality=self._decided(table, "laterality", _laterality),
@@ -142,8 +160,7 @@ class TableSource(TabledSource):
 
 
 def _view(text: str) -> tuple[View, str]:
-    view, _ = decide_view(position=text)
-    return view, "none" if view is View.UNKNOWN else "view (table)"
+    return first_view([("view", text)], dataset="table")
 
 
 def _laterality(text: str) -> str:
