@@ -6,11 +6,13 @@ the record's notes say what was assumed in its place.
 """
 
 import os
+import re
 import socket
 import struct
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -387,6 +389,12 @@ def _streams() -> Iterable[BadInput]:
         yield _kind(f"noise as {name}", torn, _stream(syntax, lambda frame: np.random.default_rng(1).bytes(len(frame))))
         yield _kind(f"zeros as {name}", torn, _stream(syntax, lambda frame: bytes(len(frame))))
         yield _kind(f"{name} of one mark", failed, _stream(syntax, lambda _: b"\xff\xd8\xff\xd9"))
+    for name, syntax in syntaxes.items():
+        if name != "JPEG 2000":  # gdcm ends its process at these
+            yield _kind(
+                f"{name} without a scan", failed, _stream(syntax, lambda frame: frame.replace(b"\xff\xda", b"@@", 1))
+            )
+            yield _kind(f"{name} of 97 bits", failed, _stream(syntax, _of_97_bits))
     yield _kind("RLE cut", failed, _stream(RLELossless, lambda frame: frame[: len(frame) // 2]))
     yield _kind(
         "RLE with offsets beyond its end",
@@ -499,6 +507,12 @@ def _hollow(frame: bytes) -> bytes:
     return frame[: 2 * len(frame) // 5] + frame[3 * len(frame) // 5 :]
 
 
+def _of_97_bits(frame: bytes) -> bytes:
+    place = re.search(rb"\xff[\xc0\xc3\xf7]\0\x0b", frame)  # SOFn of one component: marker, length, then the precision
+    assert place is not None
+    return frame[: place.end()] + b"\x61" + frame[place.end() + 1 :]
+
+
 def _rle_bomb(_: bytes) -> bytes:
     """Runs of 128 zeros: 256 MiB a segment out of 4 MiB."""
     segment = b"\x81\0" * 2**21
@@ -580,3 +594,12 @@ def _twice(first: dict[str, Any], second: dict[str, Any]) -> Callable[[Path], No
 def _whole_and_cut(folder: Path) -> None:
     whole = make_dicom(folder / "whole.dcm", SOPInstanceUID=make_uid("copy"), StudyInstanceUID=make_uid("copy study"))
     (folder / "cut.dcm").write_bytes(whole.read_bytes()[:-500])
+
+
+def good_files() -> list[BadInput]:
+    """For comparison and as seeds of fuzzing: one sound file of each transfer syntax that can be written here."""
+    plain = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, "1.2.840.10008.1.2.2", DeflatedExplicitVRLittleEndian)
+    streams = (RLELossless, JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless)
+    contents = {syntax: partial(_good, transfer_syntax=syntax) for syntax in plain}
+    contents |= {syntax: _stream(syntax, lambda frame: frame) for syntax in streams}
+    return [_kind(f"good {syntax}", ACCEPTED, content) for syntax, content in contents.items()]

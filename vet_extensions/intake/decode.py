@@ -109,7 +109,7 @@ def _check_stream(stream: bytes, layout: PixelLayout, *, is_rle: bool) -> None:
         raise Refusal(Code.PIXEL_DATA_TRUNCATED, f"the compressed stream of {len(stream):,} bytes has no end mark")
     size = _codestream_size(stream)
     if size is None:
-        raise Refusal(Code.DECODE_FAILED, "the compressed stream does not state its size")
+        raise Refusal(Code.DECODE_FAILED, "the compressed stream does not state its size, or has no scan")
     if size != (layout.rows, layout.columns, layout.samples):
         raise Refusal(
             Code.DECODE_FAILED,
@@ -121,19 +121,25 @@ def _check_stream(stream: bytes, layout: PixelLayout, *, is_rle: bool) -> None:
 
 def _codestream_size(stream: bytes) -> tuple[int, int, int] | None:
     """(rows, columns, samples) as the stream states them: SIZ of JPEG 2000 (ISO 15444-1 A.5.1), SOFn of JPEG and JPEG-LS
-    (ISO 10918-1 B.2.2). None if not found. Some writers put the boxes of a JP2 file around JPEG 2000."""
+    (ISO 10918-1 B.2.2). None if not found, or if no scan follows SOFn or its precision cannot be, at which gdcm would end its
+    process. Some writers put the boxes of a JP2 file around JPEG 2000."""
     start = stream.find(_JPEG_2000_START, 0, 4096)
     if start >= 0 and len(stream) >= start + 42:
         width, height, left, top = struct.unpack_from(">4I", stream, start + 8)
         return height - top, width - left, struct.unpack_from(">H", stream, start + 40)[0]
-    position = 2
+    position, size = 2, None
     while stream[:2] == b"\xff\xd8" and position + 10 <= len(stream) and stream[position] == 0xFF:
         marker, length = struct.unpack_from(">BH", stream, position + 1)
         if marker == 0xFF:  # a fill byte
             position += 1
             continue
+        if marker == 0xDA:
+            return size
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            return struct.unpack_from(">HHB", stream, position + 5)
+            precision, rows, columns, samples = struct.unpack_from(">BHHB", stream, position + 4)
+            if not 2 <= precision <= 16:
+                return None
+            size = rows, columns, samples
         position += 2 + length
     return None
 
