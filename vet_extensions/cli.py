@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vet_extensions.evaluation.results import Result
     from vet_extensions.intake.options import IntakeSummary
 
-USER_ERROR, INTERRUPTED = 2, 130
+LEAK_FOUND, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 
 class SentencesForMistakes(TyperGroup):
@@ -204,15 +204,39 @@ def _in_words(summary: "IntakeSummary") -> Iterator[str]:
         )
 
 
-@app.command(epilog="Example: vetdino check studies")
-def check(root: IntakeRoot) -> None:
-    """Say what is in an intake folder, and what is wrong with it; exit code 2 where something is."""
+@app.command(epilog="Example: vetdino check studies   or: vetdino check studies --against hospital_b --split train")
+def check(
+    root: IntakeRoot,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Evaluation folder that must share nothing with ROOT; may be repeated.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Images of ROOT to compare: train, val, test or all.")] = "all",
+    against_split: Annotated[str, typer.Option(help="Images of the other folders to compare.")] = "all",
+    pixels: Annotated[bool, typer.Option(help="Look for near-duplicate pictures too; reads every image once.")] = True,
+) -> None:
+    """Say what is in an intake folder and what is wrong with it (exit code 2), or what it shares with others (exit code 1)."""
     from vet_extensions.manifest.validate import summarise
 
+    if against:
+        raise typer.Exit(_check_leaks(root, against, split=split, against_split=against_split, pixels=pixels))
     report = summarise(root)
     print(report)
     if not report.is_sound:
         raise typer.Exit(USER_ERROR)
+
+
+def _check_leaks(root: Path, others: list[Path], *, split: str, against_split: str, pixels: bool) -> int:
+    from vet_extensions.commands.folders import compare_folders
+
+    code = 0
+    for other in others:
+        with Progress("looking at pictures", unit="images") as progress:
+            report = compare_folders(
+                root, other, split=split, other_split=against_split, look_at_pixels=pixels, on_progress=progress
+            )
+        print(report)
+        code = code if report.is_clean else LEAK_FOUND
+    return code
 
 
 @app.command(
