@@ -1,5 +1,6 @@
-"""Pseudonyms: unguessable without the salt, stable with it; and the salt's keeping."""
+"""Pseudonyms: unguessable without the salt, stable with it; the salt's keeping; and the list of what is read."""
 
+import re
 import stat
 from pathlib import Path
 
@@ -56,3 +57,9 @@ def test_another_salt_than_the_kept_one_is_refused_and_not_shown(tmp_path: Path)
 )
 def test_names_dates_and_numbers_are_not_on_the_list_of_what_is_read(keyword: str) -> None:
     assert keyword not in PIXEL_KEYWORDS
+
+
+def test_the_manual_lists_exactly_what_is_read() -> None:
+    manual = Path(__file__).parents[4] / "docs" / "privacy.md"
+    table = manual.read_text(encoding="utf-8").split("## What is read")[1].split("\n\n")[1]
+    assert sorted(re.findall(r"`(\w+)`", table)) == sorted(PIXEL_KEYWORDS)
