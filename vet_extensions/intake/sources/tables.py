@@ -110,9 +110,9 @@ class TableSource(TabledSource):
         uncertain: str = "keep",
         blank: str = "missing",
     ) -> None:
-        """table: its path, or its name inside `root`; the paths in it are relative to `root`. Errors: UserError."""
+        """table: its name inside `root`, or else its path; the paths in it are relative to `root`. Errors: UserError."""
         self.root = root
-        self.table = Path(table) if Path(table).is_file() else root / table
+        self.table = root / table if (root / table).is_file() else Path(table)
         self.columns = _choose_columns(self.table, columns or {})
         self._policy = LabelPolicy(uncertain=uncertain, blank=blank)
         self.label_names = tuple(
@@ -203,7 +203,7 @@ def _header(path: Path) -> tuple[list[str], int]:
         raise UserError(f"The table '{path}' does not exist or is no file. Give a CSV, TSV or Parquet file.")
     try:
         if _is_parquet(path):
-            return [name.strip() for name in pq.read_schema(_parquet_source(path)).names], 0
+            return list(pq.read_schema(_parquet_source(path)).names), 0
         with pa.input_stream(str(path), compression="detect") as stream:
             reader = csv.reader(
                 io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), delimiter=_delimiter(path), strict=True

@@ -64,6 +64,21 @@ def test_a_column_that_is_there_twice_is_refused_only_where_it_is_needed(tmp_pat
         read_columns(tmp_path / "t.csv", ["x"])
 
 
+def test_typed_columns_of_parquet_become_texts(tmp_path: Path) -> None:
+    columns = {
+        " id": pa.array([7.0, None, 10000032.0]),
+        "half": pa.array([0.5, float("nan"), 2.0]),
+        "word": pa.array(["a", None, " a "]).dictionary_encode(),
+        "yes": pa.array([True, False, None]),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    texts = read_columns(tmp_path / "t.parquet", list(columns)).to_pydict()
+    assert texts[" id"] == ["7", "", "10000032"]
+    assert texts["half"][0] == "0.5"
+    assert texts["word"] == ["a", "", "a"]
+    assert texts["yes"] == ["true", "false", ""]
+
+
 def test_an_optional_column_that_is_missing_is_empty(tmp_path: Path) -> None:
     write_csv(tmp_path / "t.csv", ["id"], [("1",), ("2",)])
     assert read_columns(tmp_path / "t.csv", ["id"], optional=["view"]).to_pydict() == {
@@ -179,12 +194,14 @@ def test_links_are_followed_only_inside_the_root(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_missing_or_is_a_folder_is_a_problem(root: Path) -> None:
-    rows = [("a/9.png", "p"), ("a", "p"), ("a/1.png/x.png", "p")]
+    long = "x" * 300
+    rows = [("a/9.png", "p"), ("a", "p"), ("a/1.png/x.png", "p"), (long, "p")]
     source = make_source(root, ["path", "patient"], rows)
     assert problems_of(source) == {
         "a": "NOT_A_REGULAR_FILE",
         "a/1.png/x.png": "FILE_MISSING",
         "a/9.png": "FILE_MISSING",
+        long: "UNREADABLE",
     }
 
 
@@ -256,6 +273,16 @@ def test_a_split_word_that_is_none_is_refused(root: Path) -> None:
 def test_finding_names_are_snake_case_and_one_for_one_finding() -> None:
     assert finding_name(" Pleural  Effusion") == finding_name("pleural_effusion") == "pleural_effusion"
     assert finding_name("Airspace Opacity") == finding_name("Lung Opacity")
+
+
+def test_a_table_inside_the_root_is_found_by_its_name_and_another_by_its_path(
+    root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "list.tsv"
+    elsewhere.write_text("path\tpatient\na/1.png\tp\n")
+    assert list(items_of(TableSource(root, elsewhere))) == ["a/1.png"]
+    with pytest.raises(UserError, match="does not exist"):
+        TableSource(root, "list.tsv")
 
 
 def test_an_empty_table_has_no_items(root: Path) -> None:
