@@ -66,6 +66,7 @@ class RejectionCode(StrEnum):
     """Why a file did not become an image record. Each value is a row of the table in docs/intake.md."""
 
     NOT_DICOM = "NOT_DICOM"
+    NOT_AN_IMAGE = "NOT_AN_IMAGE"
     UNREADABLE = "UNREADABLE"
     NOT_A_REGULAR_FILE = "NOT_A_REGULAR_FILE"
     FILE_MISSING = "FILE_MISSING"
