@@ -26,7 +26,7 @@ from vet_extensions.schema import Rejection, RejectionCode
 MEMBER_MARK = "!/"
 
 
-@dataclass(frozen=True)
+@dataclass
 class DicomFolder:
     """Every file below `root`, and every file in the archives below it. DICOM headers speak for themselves: no item has facts."""
 

@@ -35,7 +35,7 @@ _STUDY, _SERIES, _INSTANCE, _MODALITY = "0020000D", "0020000E", "00080018", "000
 _UID = re.compile(r"[0-9.]{1,64}")
 
 
-@dataclass(frozen=True)
+@dataclass
 class DicomWeb:
     """The instances of a server's studies that hold radiographs.
 
@@ -154,11 +154,11 @@ class DicomWeb:
                 counted_from_start = True
 
     def _client(self) -> Any:
-        return _client_of(self)
+        return _client_of(self.url, self.headers_file, self.timeout_s, self.n_attempts, self.wait_ms)
 
 
 @lru_cache(maxsize=1)
-def _client_of(source: DicomWeb) -> Any:
+def _client_of(url: str, headers_file: Path | None, timeout_s: float, n_attempts: int, wait_ms: int) -> Any:
     """One a process: its connection is kept open from request to request."""
     try:
         client_module = importlib.import_module("dicomweb_client.web")
@@ -166,10 +166,10 @@ def _client_of(source: DicomWeb) -> Any:
         raise UserError(
             "Reading from a DICOMweb server needs the package dicomweb-client. Install it: pip install 'vet-dino[net]'."
         ) from None
-    headers = {} if source.headers_file is None else _read_headers(source.headers_file)
-    client = client_module.DICOMwebClient(url=source.url.rstrip("/"), headers=headers, timeout=source.timeout_s)
+    headers = {} if headers_file is None else _read_headers(headers_file)
+    client = client_module.DICOMwebClient(url=url.rstrip("/"), headers=headers, timeout=timeout_s)
     client.set_http_retry_params(
-        max_attempts=source.n_attempts, wait_exponential_multiplier=source.wait_ms, retriable_error_codes=_TRY_AGAIN
+        max_attempts=n_attempts, wait_exponential_multiplier=wait_ms, retriable_error_codes=_TRY_AGAIN
     )
     return client
 
