@@ -38,6 +38,14 @@ def test_a_byte_order_mark_windows_line_ends_and_quoted_line_breaks_are_read(tmp
     ]
 
 
+def test_a_name_and_a_cell_may_hold_line_breaks_wherever_the_parser_cuts_the_file(tmp_path: Path) -> None:
+    cell = "a\nb\n" * 40
+    write_csv(tmp_path / "t.csv", ["id", "two\nlines"], ((number, cell) for number in range(20_000)))
+    table = read_columns(tmp_path / "t.csv", ["id", "two\nlines"])
+    assert table["id"].to_pylist() == [str(number) for number in range(20_000)]
+    assert table["two\nlines"].unique().to_pylist() == [cell.strip()]
+
+
 @pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.tsv", "t.tsv.gz", "t.parquet", "t.parquet.gz"])
 def test_every_kind_of_table_gives_the_same_texts(tmp_path: Path, name: str) -> None:
     plain = tmp_path / "plain"
@@ -178,7 +186,7 @@ def test_a_path_that_leads_out_of_the_root_is_a_problem(root: Path, path: str) -
 
 
 def test_links_are_followed_only_inside_the_root(tmp_path: Path) -> None:
-    root, outside = tmp_path / "root", tmp_path / "outside"
+    root, outside = tmp_path / "root", tmp_path / "root-and-more"
     write_images(root, ["real/1.png"])
     write_images(outside, ["1.png"])
     (root / "in").symlink_to("real")
@@ -213,6 +221,15 @@ def test_files_that_no_row_names_and_rows_without_a_path_are_counted(
     with caplog.at_level(logging.INFO, logger="vet_extensions"):
         assert len(items_of(make_source(root, ["path", "patient"], [("a/1.png", "p"), ("", "p"), ("x.png", "p")]))) == 2
     assert "3 rows, 1 without a path, 1 whose file cannot be taken; 2 image files that no row names" in caplog.text
+
+
+def test_a_file_that_is_named_through_a_link_only_counts_as_named_by_no_row(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (root / "link").symlink_to("a")
+    with caplog.at_level(logging.INFO, logger="vet_extensions"):
+        items_of(make_source(root, ["path", "patient"], [("link/1.png", "p"), ("b/1.png", "p")]))
+    assert "; 2 image files that no row names" in caplog.text
 
 
 @pytest.mark.parametrize("again", ["a/1.png", "./a/1.png", "a//1.png", "a/./1.png", "a\\1.png"])
