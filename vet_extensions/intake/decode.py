@@ -6,6 +6,7 @@ Standards: PS3.5 section 8 (encoding of pixel data) and Annex A (transfer syntax
 import struct
 from typing import Any
 
+import cv2
 import numpy as np
 from pydicom import Dataset
 from pydicom.encaps import get_frame
@@ -13,6 +14,7 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import UID, AllTransferSyntaxes
 
 from vet_extensions.intake.dicom import PixelLayout
+from vet_extensions.intake.messages import catch_messages, tell_of_damage
 from vet_extensions.intake.refusal import Refusal
 from vet_extensions.schema import RejectionCode as Code
 
@@ -37,6 +39,7 @@ DECODERS: dict[str, tuple[str, ...]] = {
     "1.2.840.10008.1.2.4.203": ("pylibjpeg",),
 }
 _RLE = "1.2.840.10008.1.2.5"
+_JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
 _JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 _JPEG_2000_START = b"\xff\x4f\xff\x51"
 
@@ -74,7 +77,10 @@ def read_frame(dataset: Dataset, layout: PixelLayout, *, frame: int = 0) -> tupl
             detail = f"{layout.n_frames} x {layout.rows} x {layout.columns} x {layout.bits_allocated} bit"
             raise Refusal(Code.PIXEL_DATA_TRUNCATED, f"{expected:,} bytes expected for {detail}, {len(data):,} found")
     else:
-        _check_stream(_encoded_frame(dataset, layout, frame), layout, is_rle=syntax == _RLE)
+        stream = _encoded_frame(dataset, layout, frame)
+        _check_stream(stream, layout, is_rle=syntax == _RLE)
+        if syntax == _JPEG_BASELINE:
+            _listen_to_baseline(stream)
     pixels, photometric = _decode(dataset, syntax, frame)
     shape = (layout.rows, layout.columns) if layout.samples == 1 else (layout.rows, layout.columns, layout.samples)
     pattern = np.dtype(f"u{max(1, layout.bits_allocated // 8)}")
@@ -119,6 +125,15 @@ def _check_stream(stream: bytes, layout: PixelLayout, *, is_rle: bool) -> None:
         )
 
 
+def _listen_to_baseline(stream: bytes) -> None:
+    """Refuse a JPEG stream with a hole. Pillow keeps libjpeg's warnings to itself, so OpenCV decodes it again, at an eighth of
+    the size, to hear them."""
+    with catch_messages() as heard:
+        cv2.imdecode(np.frombuffer(stream, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8)
+        if tell_of_damage(heard()):
+            raise Refusal(Code.DECODE_FAILED, "pixels are missing inside the JPEG stream")
+
+
 def _codestream_size(stream: bytes) -> tuple[int, int, int] | None:
     """(rows, columns, samples) as the stream states them: SIZ of JPEG 2000 (ISO 15444-1 A.5.1), SOFn of JPEG and JPEG-LS
     (ISO 10918-1 B.2.2). None if not found, or if no scan follows SOFn or its precision cannot be, at which gdcm would end its
@@ -151,12 +166,17 @@ def _decode(dataset: Dataset, syntax: str, frame: int) -> tuple[np.ndarray, str]
         try:
             # The unused bits are masked later, in one look-up with everything else.
             keep_bits: Any = {"correct_unused_bits": False}
-            pixels, facts = decoder.as_array(dataset, index=frame, raw=True, decoding_plugin=plugin, **keep_bits)
-            return pixels, str(facts["photometric_interpretation"])
+            with catch_messages() as heard:
+                pixels, facts = decoder.as_array(dataset, index=frame, raw=True, decoding_plugin=plugin, **keep_bits)
+                is_damaged = tell_of_damage(heard())
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
             # BaseException: pylibjpeg-rle is written in Rust, and its PanicException is no Exception. The message may quote
             # values, so only the kind is kept.
             failures.append(f"{plugin or 'pydicom'}: {type(error).__name__}")
+            continue
+        if is_damaged:
+            raise Refusal(Code.DECODE_FAILED, f"{plugin}: pixels are missing inside the JPEG stream")
+        return pixels, str(facts["photometric_interpretation"])
     raise Refusal(Code.DECODE_FAILED, "; ".join(failures))
