@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 import vet_extensions
+from vet_extensions.commands import verbs
 from vet_extensions.errors import UserError
 from vet_extensions.progress import Progress
 
@@ -237,6 +238,9 @@ def _check_leaks(root: Path, others: list[Path], *, split: str, against_split: s
         print(report)
         code = code if report.is_clean else LEAK_FOUND
     return code
+
+
+verbs.register(app)
 
 
 @app.command(

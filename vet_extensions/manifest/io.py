@@ -245,11 +245,12 @@ class Manifest:
         """The findings, without prefix, in the manifest's order."""
         return tuple(n.removeprefix(LABEL_PREFIX) for n in self.column_names if n.startswith(LABEL_PREFIX))
 
-    def labels(self) -> np.ndarray:
-        """int8 [N, F]: 1 present, 0 absent, -1 uncertain, -128 not stated."""
-        if not self.label_names:
+    def labels(self, *, names: Sequence[str] | None = None) -> np.ndarray:
+        """int8 [N, F]: 1 present, 0 absent, -1 uncertain, -128 not stated. names: the findings wanted, all without them."""
+        names = self.label_names if names is None else names
+        if not names:
             return np.zeros((self.n_images, 0), dtype=np.int8)
-        table = self.columns([LABEL_PREFIX + name for name in self.label_names])
+        table = self.columns([LABEL_PREFIX + name for name in names])
         columns = [pc.fill_null(column, pa.scalar(MISSING, pa.int8())).to_numpy() for column in table.columns]
         return np.stack(columns, axis=1).astype(np.int8)
 
