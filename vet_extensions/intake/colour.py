@@ -5,6 +5,7 @@ radiographs like any other; a photograph or a Doppler image is not, and would te
 default policy, "neutral".
 """
 
+import cv2
 import numpy as np
 from pydicom import Dataset
 
@@ -14,7 +15,7 @@ from vet_extensions.intake.pixels import WHITE, stored_values
 from vet_extensions.intake.refusal import Refusal
 from vet_extensions.schema import RejectionCode
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_LUMA = (0.299, 0.587, 0.114)
 """Red, green and blue in the luminance Y of YBR_FULL (PS3.3 C.7.6.3.1.2, after ITU-R BT.601)."""
 
 _MAX_SPREAD = 0.04
@@ -23,7 +24,7 @@ _MAX_SPREAD = 0.04
 _MAX_COLOURED_SHARE = 0.01
 """A side marker or a line of text in colour may cover this share of the pixels."""
 
-_BAND_ROWS = 256
+_BAND_ROWS = 64
 """Rows at a time, so that a large image does not need its size in float32 once more."""
 
 
@@ -39,10 +40,13 @@ def colour_to_grey(values: np.ndarray, *, bits: int, photometric: str = "RGB", p
     grey = np.empty(values.shape[:2], np.uint16)
     n_coloured = 0
     for start in range(0, len(values), _BAND_ROWS):
-        band = (values[start : start + _BAND_ROWS] & top).astype(np.float32)  # [rows, W, 3]
-        rgb = band if photometric == "RGB" else _from_ybr(band, middle=2 ** (bits - 1))
-        n_coloured += int((np.ptp(rgb, axis=-1) > _MAX_SPREAD * top).sum())
-        grey[start : start + _BAND_ROWS] = np.rint(np.clip(rgb @ _LUMA / top, 0.0, 1.0) * WHITE)
+        band = values[start : start + _BAND_ROWS] & top
+        planes = [plane.astype(np.float32) for plane in cv2.split(band)]  # 3 x [rows, W]
+        red, green, blue = planes if photometric == "RGB" else _from_ybr(*planes, middle=2 ** (bits - 1))
+        spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+        n_coloured += np.count_nonzero(spread > _MAX_SPREAD * top)
+        luma = (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue) * (WHITE / top)
+        grey[start : start + _BAND_ROWS] = np.clip(np.rint(luma), 0, WHITE)
     _refuse_coloured(n_coloured / grey.size, policy)
     return grey
 
@@ -70,16 +74,15 @@ def palette_to_grey(raw: np.ndarray, dataset: Dataset, layout: PixelLayout, *, p
     is_coloured = np.ptp(rgb, axis=-1) > _MAX_SPREAD
     _refuse_coloured(float(counts[patterns][is_coloured].sum() / raw.size), policy)
     table = np.zeros(len(counts), np.uint16)
-    table[patterns] = np.rint(rgb @ _LUMA.astype(np.float64) * WHITE)
+    table[patterns] = np.rint(rgb @ np.array(_LUMA) * WHITE)
     return table[raw]
 
 
-def _from_ybr(ybr: np.ndarray, *, middle: int) -> np.ndarray:
+def _from_ybr(y: np.ndarray, cb: np.ndarray, cr: np.ndarray, *, middle: int) -> tuple[np.ndarray, ...]:
     """The inverse of the YBR_FULL equations (PS3.3 C.7.6.3.1.2). Luminance stays: its weights applied to the result give Y."""
-    y, b, r = ybr[..., 0], ybr[..., 1] - middle, ybr[..., 2] - middle
-    red, blue = y + 1.402 * r, y + 1.772 * b
+    red, blue = y + 1.402 * (cr - middle), y + 1.772 * (cb - middle)
     green = (y - _LUMA[0] * red - _LUMA[2] * blue) / _LUMA[1]
-    return np.stack([red, green, blue], axis=-1)
+    return red, green, blue
 
 
 def _refuse_coloured(share: float, policy: str) -> None:
