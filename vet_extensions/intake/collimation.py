@@ -27,9 +27,9 @@ _BORDER_SPREAD = 0.35
 _FULL = 0.96
 """Share of a row's or column's pixels that are border where it lies under a blade: dust and letters may lie there too."""
 _DROP = 0.3
-"""At a blade's edge the share falls by this much ..."""
+"""At a blade's edge the share falls by this much, and the brightness by this share of white ..."""
 _EDGE_SHARE = 0.02
-"""... within this share of the side: blades are straight, what an animal's outline does is gradual."""
+"""... within this share of the side: blades are straight and sharp, what an animal's outline does is gradual."""
 
 
 def stated_field(dataset: Dataset, *, rows: int, columns: int) -> Crop | None:
@@ -121,11 +121,14 @@ def _border_length(lines: np.ndarray) -> int:
     below = np.flatnonzero(share < _FULL)
     if len(below) == 0 or below[0] == 0:
         return 0
-    edge = int(below[0])
-    reach = edge + max(2, round(_EDGE_SHARE * n_lines))
-    after = share[edge : reach + 1]
-    steps = np.flatnonzero(after <= _FULL - _DROP)
-    return edge + int(steps[0]) if len(steps) else 0
+    edge, reach = int(below[0]), max(2, round(_EDGE_SHARE * n_lines))
+    steps = np.flatnonzero(share[edge : edge + reach + 1] <= _FULL - _DROP)
+    around = lines[[max(0, edge - reach), min(n_lines - 1, edge + reach)]]
+    # The lower quartile, since white corners may take more than half of a line.
+    outside, inside = np.quantile(around, 0.25, axis=1)
+    if len(steps) == 0 or outside - inside < _DROP * WHITE:
+        return 0
+    return edge + int(steps[0])
 
 
 def _plausible(top: int, left: int, bottom: int, right: int, *, rows: int, columns: int) -> Crop | None:

@@ -211,6 +211,20 @@ def test_bright_tissue_that_reaches_the_rim_is_no_border() -> None:
     assert visible_field(belly.astype(np.uint16)) is None
 
 
+def test_a_slope_from_dark_to_white_is_no_border() -> None:
+    for size in (32, 300):
+        slope = np.tile(np.linspace(0, WHITE, size), (size, 1)).astype(np.uint16)
+        assert visible_field(slope) is None
+        assert visible_field(slope.T) is None
+
+
+def test_a_small_field_in_a_large_white_plate_is_found(tmp_path: Path) -> None:
+    pixels = make_field(top=100, left=80, rows=120, columns=100)
+    answer = image(make_dicom(tmp_path / "image.dcm", pixels=pixels), collimation="crop")
+    assert answer.crop is not None
+    np.testing.assert_allclose((answer.crop.top, answer.crop.left, answer.crop.rows), (100, 80, 120), atol=2)
+
+
 def test_blades_at_an_angle_are_left(tmp_path: Path) -> None:
     y, x = np.mgrid[0:300, 0:240]
     turned = np.abs((x - 120) + 0.4 * (y - 150)) < 70
