@@ -3,10 +3,7 @@
 Problems are leaks between splits, images without pixels or pixels without image, repetitions, and changed or torn files.
 """
 
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +60,7 @@ def summarise(root: Path) -> CheckReport:
         n_images=manifest.n_images,
         n_studies=manifest.n_studies,
         n_patients=int(codes[-1]) + 1 if len(codes) else 0,
-        counts={column: _count(manifest.column(column)) for column in COUNTED},
+        counts={column: _count(manifest, column) for column in COUNTED},
         labels=_count_labels(manifest),
         problems=(*find_problems(manifest), *find_shard_problems(manifest, IntakeFolder(manifest.path.parent))),
     )
@@ -78,16 +75,15 @@ def find_problems(manifest: Manifest) -> list[str]:
         problems.append("The manifest holds no image. rejected.csv says why each file was refused.")
     if not _is_sorted(manifest):
         problems.append(f"The rows are not sorted by {', '.join(SORT_KEYS)}, or an image occurs twice.")
-    splits = manifest.column("split")
     for key, what in (("patient_id", "patients"), ("study_id", "studies")):
-        n_leaking = _n_straddling(manifest.column(key), splits)
+        n_leaking = _n_straddling(manifest.columns([key, "split"]))
         if n_leaking:
             problems.append(f"{n_leaking} {what} are in more than one split.")
-    problems += _pixel_problems(manifest.column("pixel_hash"), splits)
-    n_repeated = _n_repeated(manifest.column("image_id"))
+    problems += _pixel_problems(manifest.columns(["pixel_hash", "split"]))
+    n_repeated = _n_repeated(manifest.columns(["image_id"])["image_id"])
     if n_repeated:
         problems.append(f"{n_repeated} image ids occur more than once.")
-    if len({*zip(manifest.column("study_id"), manifest.column("patient_id"))}) > len(set(manifest.column("study_id"))):
+    if _n_straddling(manifest.columns(["study_id", "patient_id"])):
         problems.append("At least one study belongs to two patients.")
     return problems
 
@@ -100,15 +96,16 @@ def find_shard_problems(manifest: Manifest, folder: IntakeFolder) -> list[str]:
         index = pq.read_table(folder.index)
     except (pa.ArrowException, OSError) as error:
         return [f"{folder.index.relative_to(folder.root)} cannot be read ({type(error).__name__})."]
-    in_manifest, in_index = manifest.column("image_id"), index["image_id"].to_numpy()
-    only_manifest, only_index = set(in_manifest) - set(in_index), set(in_index) - set(in_manifest)
+    in_manifest, in_index = manifest.columns(["image_id"])["image_id"], index["image_id"]
     problems = []
-    if only_manifest:
-        problems.append(f"{len(only_manifest)} images of the manifest are in no shard.")
-    if only_index:
-        problems.append(f"{len(only_index)} images in the shards are not in the manifest.")
-    if not problems and not np.array_equal(in_manifest, in_index):
-        problems.append("Manifest and shard index do not have the same order.")
+    if not in_manifest.equals(in_index):  # the usual case is settled at once
+        only_manifest, only_index = _n_missing(in_manifest, in_index), _n_missing(in_index, in_manifest)
+        if only_manifest:
+            problems.append(f"{only_manifest} images of the manifest are in no shard.")
+        if only_index:
+            problems.append(f"{only_index} images in the shards are not in the manifest.")
+        if not problems:
+            problems.append("Manifest and shard index do not have the same order.")
     ends = (
         pa.table({"shard": index["shard"], "end": pc.add(index["offset"], index["size"])})
         .group_by("shard")
@@ -123,32 +120,49 @@ def find_shard_problems(manifest: Manifest, folder: IntakeFolder) -> list[str]:
     return problems
 
 
-def _pixel_problems(hashes: np.ndarray, splits: np.ndarray) -> list[str]:
-    known = hashes != ""
-    n_leaking = _n_straddling(hashes[known], splits[known])
+def _n_missing(these: pa.ChunkedArray, those: pa.ChunkedArray) -> int:
+    """How many different values of the one column are not in the other."""
+    is_there = pc.is_in(these, value_set=those.combine_chunks())
+    return len(pc.unique(these.filter(pc.invert(is_there))))
+
+
+def _pixel_problems(table: pa.Table) -> list[str]:
+    known = table.filter(pc.not_equal(table["pixel_hash"], ""))
+    n_leaking = _n_straddling(known)
     if n_leaking:
         return [f"{n_leaking} pictures are in more than one split under different ids (equal pixels)."]
-    n_repeated = _n_repeated(hashes[known])
+    n_repeated = _n_repeated(known["pixel_hash"])
     return [f"{n_repeated} pictures occur more than once under different ids (equal pixels)."] if n_repeated else []
 
 
-def _n_straddling(keys: Iterable[str], splits: Iterable[str]) -> int:
-    """How many keys occur with more than one split."""
-    pairs = {*zip(keys, splits)}
-    return sum(n > 1 for n in Counter(key for key, _ in pairs).values())
+def _n_straddling(table: pa.Table) -> int:
+    """How many values of the first column occur with more than one value of the second."""
+    plain = pa.table([column.cast(pa.string()) for column in table.columns], names=["key", "other"])
+    pairs = plain.group_by(["key", "other"]).aggregate([])
+    return _n_repeated(pairs["key"])
 
 
-def _n_repeated(values: Iterable[str]) -> int:
-    return sum(n > 1 for n in Counter(values).values())
+def _n_repeated(values: pa.ChunkedArray) -> int:
+    return pc.sum(pc.greater(pc.value_counts(values).field("counts"), 1)).as_py() or 0
 
 
 def _is_sorted(manifest: Manifest) -> bool:
-    keys = list(zip(*(manifest.column(name) for name in SORT_KEYS)))
-    return all(a < b for a, b in pairwise(keys))
+    """Whether the keys of each row are above those of the row before: a study and a patient may go on, an image may not."""
+    if manifest.n_images < 2:
+        return True
+    still_equal, is_fine = np.ones(manifest.n_images - 1, dtype=bool), np.zeros(manifest.n_images - 1, dtype=bool)
+    for name in SORT_KEYS:
+        keys = manifest.columns([name])[name].combine_chunks()
+        before, after = keys[:-1], keys[1:]
+        is_fine |= still_equal & pc.less(before, after).to_numpy(zero_copy_only=False)
+        still_equal &= pc.equal(before, after).to_numpy(zero_copy_only=False)
+    return bool(is_fine.all())
 
 
-def _count(values: np.ndarray) -> dict[str, int]:
-    return dict(sorted(Counter(values.tolist()).items(), key=lambda item: (-item[1], item[0])))
+def _count(manifest: Manifest, column: str) -> dict[str, int]:
+    values, codes = manifest.codes(column)
+    counts = zip(values, np.bincount(codes, minlength=len(values)).tolist(), strict=True)
+    return dict(sorted(counts, key=lambda item: (-item[1], item[0])))
 
 
 def _count_labels(manifest: Manifest) -> dict[str, dict[str, int]]:
