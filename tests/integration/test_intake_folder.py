@@ -158,7 +158,7 @@ def test_an_output_inside_the_source_is_an_error(tmp_path: Path) -> None:
         run(source, source / "out")
 
 
-def test_a_run_that_failed_midway_is_started_over_with_the_same_result(tmp_path: Path) -> None:
+def test_a_run_that_failed_midway_goes_on_with_the_same_result(tmp_path: Path) -> None:
     source = make_archive(tmp_path / "in")
     run(source, tmp_path / "whole")
 
@@ -173,7 +173,7 @@ def test_a_run_that_failed_midway_is_started_over_with_the_same_result(tmp_path:
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_a_run_stopped_while_publishing_is_started_over_with_the_same_result(
+def test_a_run_stopped_while_publishing_goes_on_with_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_archive(tmp_path / "in")
@@ -192,7 +192,7 @@ def _raise_interrupt(*_: object, **__: object) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_started_over_with_the_same_result_and_leaves_no_workers(tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_with_the_same_result_and_leaves_no_workers(tmp_path: Path) -> None:
     source = make_archive(tmp_path / "in", n_studies=40)
     run(source, tmp_path / "whole")
     program = (

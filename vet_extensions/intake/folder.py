@@ -19,6 +19,7 @@ from typing import TextIO
 from vet_extensions.errors import UserError
 from vet_extensions.intake.files import FileKeys, FileList
 from vet_extensions.intake.options import IntakeSummary
+from vet_extensions.intake.raw_values import TEXTS_NAME
 from vet_extensions.intake.tables import Rejections
 from vet_extensions.schema import IntakeFolder
 
@@ -99,7 +100,8 @@ class OutputFolder:
         self.clean_up()
 
     def clean_up(self) -> None:
-        """Remove the temporary folder, lock and all."""
+        """Remove the temporary folder, lock and all, and the texts that a run that goes on would have needed."""
+        (self.layout.private / TEXTS_NAME).unlink(missing_ok=True)
         shutil.rmtree(self.staging)
 
     def _published(self) -> tuple[Path, ...]:

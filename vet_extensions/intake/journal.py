@@ -1,7 +1,7 @@
 """An append-only record of what a run has finished, so that a run that was killed goes on where it stood. Used by `run`.
 
 A journal is a text file: one line an entry, a CRC-32 before each, so that a line that was torn by a kill or lost by a power
-failure ends the journal there instead of being believed. It holds pseudonyms and reasons, never a path or a value of a file.
+failure ends the journal there instead of being believed. It is for its owner's eyes only, like what its entries are made of.
 """
 
 import json
@@ -25,7 +25,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, *, head: str, sync_every_s: float = SYNC_EVERY_S) -> None:
-        self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
+        self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
         self._sync_every_s = sync_every_s
         self._last_sync = time.monotonic()
         first = _line({"head": head})

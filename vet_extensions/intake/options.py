@@ -123,7 +123,10 @@ class IntakeSummary:
     """What OUT/intake.json says. n_files = n_accepted + n_rejected: no file is lost, each frame that is read counts as a file.
 
     rejected: rejection code -> number of files. splits: split -> {"patients", "studies", "images"}.
-    was_already_done: nothing was read, OUT already held this very intake (not written to the file).
+    equal_pixels: {"pictures", "images"}: pictures that occur under several SOPInstanceUIDs, and the images that show them.
+    part: "i/N" of a part. salt_fingerprint: tells whether the ids of two folders can be compared.
+    Not written to the file: was_already_done: nothing was read, OUT already held this very intake; n_headers_taken_over,
+    n_images_taken_over: what an interrupted run had read already.
     """
 
     n_files: int
@@ -138,6 +141,7 @@ class IntakeSummary:
     run_key: str = ""
     equal_pixels: dict[str, int] = field(default_factory=dict)
     part: str = ""
+    salt_fingerprint: str = ""
     schema_version: int = SCHEMA_VERSION
     was_already_done: bool = False
     n_headers_taken_over: int = 0

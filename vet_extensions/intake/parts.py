@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +24,9 @@ from vet_extensions.intake.deidentify import ID_DIGITS, Pseudonyms, load_or_make
 from vet_extensions.intake.files import FileKeys, FileList, SourceFile
 from vet_extensions.intake.folder import CANDIDATES_NAME, SOURCES_NAME, OutputFolder, saying_when_full, write_lists
 from vet_extensions.intake.labels import LabelTable
-from vet_extensions.intake.options import IntakeOptions, IntakeSummary
+from vet_extensions.intake.options import IntakeSummary
+from vet_extensions.intake.raw_values import FILE_NAME as RAW_VIEWS_NAME
+from vet_extensions.intake.raw_values import RawViews
 from vet_extensions.intake.tables import (
     PixelJudge,
     RecordTable,
@@ -40,7 +41,7 @@ from vet_extensions.intake.tables import (
 from vet_extensions.manifest.io import write_manifest
 from vet_extensions.manifest.merge import merge_manifests
 from vet_extensions.manifest.split import split_patients
-from vet_extensions.schema import ImageRecord, IntakeFolder, Rejection, RejectionCode
+from vet_extensions.schema import ImageRecord, IntakeFolder, Rejection, RejectionCode, Split
 from vet_extensions.shards.join import join_shards
 from vet_extensions.shards.writer import write_index
 
@@ -145,7 +146,8 @@ def merge_parts(folders: Sequence[Path], out: Path) -> IntakeSummary:
         folder.take_up()
         pseudonyms = Pseudonyms(load_or_make_salt(folder.layout.private, given=salt))
         files = FileList(SourceFile(path) for part in parts for path in _source_paths(part.layout))
-        summary = replace(_merge(parts, files, files.keys(pseudonyms), pseudonyms, folder.staging), run_key=key)
+        summary = _merge(parts, files, files.keys(pseudonyms), pseudonyms, folder)
+        summary = replace(summary, run_key=key, salt_fingerprint=pseudonyms.fingerprint())
         folder.publish(summary)
     return summary
 
@@ -194,20 +196,20 @@ def _labels_seen(summary: IntakeSummary) -> tuple[object, ...]:
 
 
 def _merge(
-    parts: list[_FinishedPart], files: FileList, keys: FileKeys, pseudonyms: Pseudonyms, staging: Path
+    parts: list[_FinishedPart], files: FileList, keys: FileKeys, pseudonyms: Pseudonyms, folder: OutputFolder
 ) -> IntakeSummary:
     """Everything but publishing."""
-    first = parts[0].summary
-    values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in first.options.items()}
-    options = IntakeOptions(**values)
+    first, staging, private = parts[0].summary, folder.staging, folder.layout.private
+    options = first.options
     union, rejected = _gather(parts, keys)
     decided = decide_by_headers(union, pseudonyms)
     for refused in decided.refused:
         rejected.add(refused)
-    judge = PixelJudge(keys.file_id, refuse_equal_pixels=options.equal_pixels == "reject")
+    judge = PixelJudge(keys.file_id, refuse_equal_pixels=options["equal_pixels"] == "reject")
     accepted = decided.table.take(np.array(list(_kept_rows(decided.table, judge, rejected)), np.int64)).table
     patients = pc.unique(accepted["patient_id"]).to_pylist()
-    splits = split_patients(patients, fractions=options.fractions, seed=options.split_seed)
+    fractions = dict(zip(Split, options["split_fractions"], strict=True))
+    splits = split_patients(patients, fractions=fractions, seed=options["split_seed"])
     wanted = [
         accepted.filter(pc.equal(accepted["part"], number))["image_id"].combine_chunks() for number in range(len(parts))
     ]
@@ -216,6 +218,10 @@ def _merge(
     index = join_shards([part.layout.shards for part in parts], wanted, staging / "shards")
     order = pc.index_in(accepted["image_id"], value_set=index["image_id"].combine_chunks())
     write_index(staging / "shards", index.take(order).combine_chunks())
+    raw_views = RawViews()
+    for part in parts:
+        raw_views.merge(RawViews.read_csv(part.layout.private / RAW_VIEWS_NAME))
+    raw_views.write_csv(private / RAW_VIEWS_NAME)
     write_lists(staging, files=files, keys=keys, rejected=rejected)
     labels = first.labels
     if labels is not None:

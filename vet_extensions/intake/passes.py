@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from vet_extensions.intake.deidentify import Pseudonyms
+from vet_extensions.intake.evidence import RawTexts
 from vet_extensions.intake.files import FileKeys, FileList
 from vet_extensions.intake.header import HeaderReader
 from vet_extensions.intake.image import ImageReader, StoredImage
 from vet_extensions.intake.journal import Journal
 from vet_extensions.intake.options import IntakeOptions
 from vet_extensions.intake.pool import HEADER_LIMIT_S, LIMIT_S, WorkerPool
+from vet_extensions.intake.raw_values import RawViews, TextJournal
 from vet_extensions.intake.tables import (
     Candidate,
     PixelJudge,
@@ -34,10 +36,13 @@ from vet_extensions.intake.tables import (
     record_from_json,
     record_to_json,
 )
-from vet_extensions.schema import ImageRecord, Rejection, RejectionCode
+from vet_extensions.schema import ImageRecord, Rejection
+from vet_extensions.schema import RejectionCode as Code
 from vet_extensions.shards.writer import Place, ShardWriter
 
 logger = logging.getLogger("vet_extensions")
+
+HeaderAnswer = tuple[ImageRecord, ...] | Rejection
 
 HEADERS_A_CHUNK = 64
 PIXEL_BYTES_A_CHUNK = 8 * 2**20
@@ -90,29 +95,37 @@ class Archive:
 class Passes:
     """The state of one run: which files have been dealt with, and how.
 
-    rejected: what was refused so far. n_headers_taken_over, n_images_taken_over: headers and pixels that were not read
-    again.
+    rejected: what was refused so far. raw_views: what the headers said of the views. n_headers_taken_over,
+    n_images_taken_over: headers and pixels that were not read again.
     """
 
     def __init__(self, archive: Archive, count: Count) -> None:
         self._archive = archive
         self._count = count
         self.rejected = Rejections()
+        self.raw_views = RawViews()
         self.n_headers_taken_over = 0
         self.n_images_taken_over = 0
 
-    def read_headers(self, journal: Journal) -> RecordTable:
-        """The header pass: every image whose header passed, in no particular order."""
+    def read_headers(self, journal: Journal, texts: TextJournal) -> RecordTable:
+        """The header pass: every image whose header passed, in no particular order.
+
+        texts: where the raw values go that the views were decided by; the journal holds their numbers.
+        """
         keys = self._archive.keys
         found = RecordBuilder()
         is_known = np.zeros(len(self._archive.files), bool)
         position_of = keys.finder()
 
         def take(entry: Any, _: bool) -> bool:
-            position = position_of(entry[0])
+            state, answer, number = entry
+            raw_texts = texts.get(number)
+            if raw_texts is None:
+                return False
+            position = position_of(state)
             if position >= 0 and not is_known[position]:
                 is_known[position] = True
-                self._settle_header(position, _header_from_json(entry[1]), found)
+                self._settle_header(position, _header_from_json(answer), raw_texts, found)
             return True
 
         with self._count.taking_over():
@@ -120,12 +133,15 @@ class Passes:
         self.n_headers_taken_over = int(is_known.sum())
         if self.n_headers_taken_over:
             logger.info("intake: %d headers taken over from an interrupted run", self.n_headers_taken_over)
+        texts.forget()
         todo = np.flatnonzero(~is_known)
         with closing(self._headers(todo)) as answers:
-            for position, answer in answers:
-                journal.append([int(keys.states[position]), _header_to_json(answer)])
-                self._settle_header(position, answer, found)
+            for position, (answer, raw_texts) in answers:
+                number = texts.number_of(raw_texts)
+                journal.append([int(keys.states[position]), _header_to_json(answer), number])
+                self._settle_header(position, answer, raw_texts, found)
                 if journal.is_sync_due():
+                    texts.sync()
                     journal.sync()
         return found.finish()
 
@@ -171,24 +187,22 @@ class Passes:
             found = answers.get((state, frame))
             yield None if found is None else answer_from_json(found)
 
-    def _headers(self, todo: np.ndarray) -> Generator[tuple[int, tuple[ImageRecord, ...] | Rejection]]:
-        """(position, answer) for each file, in order; what is not worth opening is not sent to a worker."""
+    def _headers(self, todo: np.ndarray) -> Generator[tuple[int, tuple[HeaderAnswer, RawTexts]]]:
+        """(position, (answer, raw values)) for each file, in order; what is not worth opening is not sent to a worker."""
         files, keys, root = self._archive.files, self._archive.keys, self._archive.root
         answers = self._archive.pool.ordered_map(
-            HeaderReader(self._archive.pseudonyms, self._archive.options),
+            HeaderReader(self._archive.pseudonyms, self._archive.options).with_raw_values,
             ((str(root / files[p].relative), keys.file_id(p)) for p in todo.tolist() if files[p].problem is None),
             chunk_size=HEADERS_A_CHUNK,
-            on_death=lambda _: Rejection(RejectionCode.UNREADABLE, "the process that read the header died"),
-            on_timeout=lambda _: Rejection(
-                RejectionCode.TIMED_OUT, f"the header took more than {HEADER_LIMIT_S:.0f} s"
-            ),
-            on_out_of_memory=lambda _: Rejection(RejectionCode.OUT_OF_MEMORY, "the header took too much memory"),
+            on_death=_without_texts(Code.WORKER_DIED, "the process that read the header died"),
+            on_timeout=_without_texts(Code.TIMED_OUT, f"the header took more than {HEADER_LIMIT_S:.0f} s"),
+            on_out_of_memory=_without_texts(Code.OUT_OF_MEMORY, "the header took too much memory"),
             limit_s=HEADER_LIMIT_S,
         )
         with closing(answers):
             for position in todo.tolist():
-                answer = files[position].problem or next(answers)
-                yield position, answer
+                problem = files[position].problem
+                yield position, next(answers) if problem is None else (problem, ())
 
     def _images(self, candidates: RecordTable) -> Generator[StoredImage | Rejection]:
         root, files, options = self._archive.root, self._archive.files, self._archive.options
@@ -197,9 +211,9 @@ class Passes:
             ImageReader(options),
             ((str(root / files[c.position].relative), c.record.frame) for c in candidates),
             chunk_size=max(1, min(32, PIXEL_BYTES_A_CHUNK // largest)),
-            on_death=lambda _: Rejection(RejectionCode.DECODE_FAILED, "the process that decoded the file died"),
-            on_timeout=lambda _: Rejection(RejectionCode.TIMED_OUT, f"decoding took more than {LIMIT_S:.0f} s"),
-            on_out_of_memory=lambda _: Rejection(RejectionCode.OUT_OF_MEMORY, "decoding took too much memory"),
+            on_death=lambda _: Rejection(Code.WORKER_DIED, "the process that decoded the file died"),
+            on_timeout=lambda _: Rejection(Code.TIMED_OUT, f"decoding took more than {LIMIT_S:.0f} s"),
+            on_out_of_memory=lambda _: Rejection(Code.OUT_OF_MEMORY, "decoding took too much memory"),
         )
 
     def _take_over_images(
@@ -232,10 +246,11 @@ class Passes:
             logger.info("intake: %d images taken over from an interrupted run", n_taken)
         return RecordTable(table.table.slice(n_taken))
 
-    def _settle_header(self, position: int, answer: tuple[ImageRecord, ...] | Rejection, found: RecordBuilder) -> None:
+    def _settle_header(self, position: int, answer: HeaderAnswer, raw_texts: RawTexts, found: RecordBuilder) -> None:
         if isinstance(answer, Rejection):
             self._refuse(Refused(position, 0, answer))
             return
+        self.raw_views.add(raw_texts, answer)
         self._count.n_units += len(answer) - 1
         for record in answer:
             found.append(Candidate(position, record))
@@ -267,11 +282,15 @@ class Passes:
         return [[int(self._archive.keys.states[c.position]), c.record.frame] for c in group]
 
 
-def _header_to_json(answer: tuple[ImageRecord, ...] | Rejection) -> Any:
+def _without_texts(code: Code, reason: str) -> Callable[[Any], tuple[HeaderAnswer, RawTexts]]:
+    return lambda _: (Rejection(code, reason), ())
+
+
+def _header_to_json(answer: HeaderAnswer) -> Any:
     return [record_to_json(record) for record in answer] if isinstance(answer, tuple) else answer_to_json(answer)
 
 
-def _header_from_json(value: Any) -> tuple[ImageRecord, ...] | Rejection:
+def _header_from_json(value: Any) -> HeaderAnswer:
     if isinstance(value, list):
         return tuple(record_from_json(record) for record in value)
     answer = answer_from_json(value)

@@ -25,6 +25,8 @@ from vet_extensions.intake.options import IntakeOptions, IntakeSummary
 from vet_extensions.intake.parts import Part, write_candidates
 from vet_extensions.intake.passes import Archive, Count, Passes
 from vet_extensions.intake.pool import WorkerPool
+from vet_extensions.intake.raw_values import FILE_NAME as RAW_VIEWS_NAME
+from vet_extensions.intake.raw_values import TEXTS_NAME, TextJournal
 from vet_extensions.intake.tables import PixelJudge, RecordTable, Rejections, count_equal_pixels, count_splits
 from vet_extensions.manifest.build import build_table
 from vet_extensions.manifest.io import write_manifest
@@ -81,15 +83,17 @@ def run_intake(
             passes = Passes(
                 Archive(source, files, keys, options, pseudonyms, pool), Count(len(files), on_progress, on_taken_over)
             )
-            accepted = _read(passes, head, keys, options, part, labels, folder.staging)
+            accepted = _read(passes, head, keys, options, part, labels, folder)
             summary = _write_tables(accepted, passes.rejected, files, keys, options, labels, folder.staging)
             summary = replace(
                 summary,
                 run_key=key,
+                salt_fingerprint=pseudonyms.fingerprint(),
                 part="" if part is None else str(part),
                 n_headers_taken_over=passes.n_headers_taken_over,
                 n_images_taken_over=passes.n_images_taken_over,
             )
+            passes.raw_views.write_csv(folder.layout.private / RAW_VIEWS_NAME)
             folder.publish(summary)
     logger.info("intake: %d of %d files accepted", summary.n_accepted, summary.n_files)
     return summary
@@ -102,16 +106,18 @@ def _read(
     options: IntakeOptions,
     part: Part | None,
     labels: LabelTable,
-    staging: Path,
+    folder: OutputFolder,
 ) -> RecordTable:
-    """Both passes; of a part also the table that merging decides by. The journals go with the staging folder."""
+    """Both passes; of a part also the table that merging decides by. The journals go when all is published."""
+    staging = folder.staging
     # A merge judges anew, and a picture that a part refused for another's sake may then be the one to keep.
     refuse_equal = options.equal_pixels == "reject" and part is None
     with (
         Journal(staging / "headers.journal", head=head) as headers,
         Journal(staging / "pixels.journal", head=head) as pixels,
+        TextJournal(folder.layout.private / TEXTS_NAME, head=head) as texts,
     ):
-        candidates = passes.read_headers(headers)
+        candidates = passes.read_headers(headers, texts)
         judge = PixelJudge(keys.file_id, refuse_equal_pixels=refuse_equal)
         accepted = passes.read_pixels(candidates, pixels, staging / "shards", judge=judge)
         if part is not None:

@@ -71,7 +71,7 @@ def test_merged_parts_are_what_one_run_over_everything_writes(tmp_path: Path, n:
     options = IntakeOptions(salt=SALT, longest_side_px=32, equal_pixels=equal_pixels)
     whole = run_intake(source, tmp_path / "whole", options=options, n_workers=0)
     merged = merge_parts(read_in_parts(source, tmp_path, n, options)[::-1], tmp_path / "merged")
-    for name in ("manifest.parquet", "rejected.csv", "private/sources.csv", "private/salt"):
+    for name in ("manifest.parquet", "rejected.csv", "private/sources.csv", "private/salt", "private/raw_views.csv"):
         assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert {**merged.as_json(), "run_key": ""} == {**whole.as_json(), "run_key": ""}
     ours, theirs = ShardReader(tmp_path / "merged"), ShardReader(tmp_path / "whole")
@@ -139,6 +139,23 @@ def test_labels_of_a_merge_are_those_of_one_run(tmp_path: Path) -> None:
     assert (tmp_path / "merged" / "manifest.parquet").read_bytes() == (
         tmp_path / "whole" / "manifest.parquet"
     ).read_bytes()
+
+
+def test_parts_without_a_single_file_or_image_merge_too(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "only.dcm", seed=1)
+    (tmp_path / "in" / "notes.txt").write_text("not an image")
+    whole = run_intake(tmp_path / "in", tmp_path / "whole", options=OPTIONS, n_workers=0)
+    merged = merge_parts(read_in_parts(tmp_path / "in", tmp_path, 6), tmp_path / "merged")
+    assert {**merged.as_json(), "run_key": ""} == {**whole.as_json(), "run_key": ""}
+    for name in ("manifest.parquet", "rejected.csv"):
+        assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_an_archive_without_any_image_merges_to_an_empty_manifest(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").write_text("not an image")
+    merged = merge_parts(read_in_parts(tmp_path / "in", tmp_path, 2), tmp_path / "merged")
+    assert (merged.n_files, merged.n_accepted, merged.rejected) == (1, 0, {"NOT_DICOM": 1})
 
 
 def test_every_file_falls_to_one_part_whatever_else_is_there() -> None:
