@@ -14,12 +14,16 @@ from pathlib import Path
 from vet_extensions.errors import UserError
 from vet_extensions.intake.anatomy import ANATOMY_PHRASES, BODY_PART_CODES, SPECIES_CODES
 from vet_extensions.intake.evidence import RawTexts
+from vet_extensions.intake.journal import Journal
 from vet_extensions.intake.view_words import VIEW_PHRASES
 from vet_extensions.intake.views import LIMB_CODES, OBLIQUE_CODES, VIEW_CODES
 from vet_extensions.intake.words import clean, pattern
 from vet_extensions.schema import ImageRecord, View
 
 FILE_NAME = "raw_views.csv"
+TEXTS_NAME = "texts.journal"
+"""In OUT/private: the table; and, while a run lasts, the texts that it is counted from."""
+
 COLUMNS = ("attribute", "value", "view", "view_source", "body_part", "n_images")
 
 DECIDED_BY = "(decided by)"
@@ -28,6 +32,9 @@ FURTHER = "(further values)"
 
 MAX_VALUES = 20_000
 """Distinct values of an attribute that are counted apart; descriptions may differ in every study."""
+
+MAX_LENGTH = 200
+"""Characters of a value that are kept."""
 
 _WORDS = """
     A ABOVE ADULT AND AP BEAM BED BIPED BIPEDAL CASSETTE CR DIGITAL DX E ERECT ET EXTENDED FACE FLEXED FRONTAL
@@ -52,7 +59,8 @@ class RawViews:
             decision = (str(record.view), record.view_source, record.body_part)
             self._count((DECIDED_BY, record.view_source, *decision), 1)
             for attribute, value in raw_texts:
-                self._count((attribute, value, *decision), 1)
+                writable = value[:MAX_LENGTH].encode("utf-8", errors="replace").decode("utf-8")
+                self._count((attribute, writable, *decision), 1)
 
     def merge(self, other: "RawViews") -> None:
         """Add the counts of another part of the archive."""
@@ -66,7 +74,7 @@ class RawViews:
     def write_csv(self, path: Path) -> None:
         """Write the table, readable by its owner only."""
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             writer.writerows((*row, str(n_images)) for row, n_images in self.rows())
@@ -78,7 +86,7 @@ class RawViews:
         """The table that `write_csv` wrote. Errors: UserError where it is damaged."""
         table = cls()
         try:
-            with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            with path.open(encoding="utf-8", newline="") as file:
                 lines = csv.reader(file, strict=True)
                 if tuple(next(lines, ())) != COLUMNS:
                     raise ValueError("other columns")
@@ -101,6 +109,56 @@ class RawViews:
             else:
                 known.add(value)
         self._counts[attribute, value, *decision] += n_images
+
+
+class TextJournal:
+    """The distinct texts of the headers that an unfinished run has read, numbered; its header journal holds the numbers.
+
+    The texts may hold names, so they lie in OUT/private and the numbers elsewhere. A context manager.
+    """
+
+    def __init__(self, path: Path, *, head: str) -> None:
+        """head: as for the header journal; with another one than before, both begin anew."""
+        self._journal = Journal(path, head=head)
+        self._before: list[RawTexts] = []
+        self._numbers: dict[RawTexts, int] = {}
+
+        def take(entry: list[list[str]], _: bool) -> bool:
+            self._before.append(tuple((attribute, value) for attribute, value in entry))
+            return True
+
+        self._journal.replay(take)
+        self._next = len(self._before)
+
+    def get(self, number: int) -> RawTexts | None:
+        """The texts with this number in the interrupted run; None if they were lost."""
+        return self._before[number] if 0 <= number < len(self._before) else None
+
+    def number_of(self, texts: RawTexts) -> int:
+        """The number of these texts, written down now if they are new."""
+        texts = tuple((attribute, value[:MAX_LENGTH]) for attribute, value in texts)
+        number = self._numbers.get(texts)
+        if number is None:
+            if len(self._numbers) >= MAX_VALUES:
+                self._numbers.clear()  # a text may then get a second number, which does no harm
+            self._journal.append(texts)
+            number = self._numbers[texts] = self._next
+            self._next += 1
+        return number
+
+    def sync(self) -> None:
+        """Bring all texts to the disk; to be called before the header journal's `sync`."""
+        self._journal.sync()
+
+    def forget(self) -> None:
+        """Free what only taking over needs."""
+        self._before = []
+
+    def __enter__(self) -> "TextJournal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._journal.close()
 
 
 def describe(table: RawViews, *, show_all: bool = False, n_rows: int = 20) -> Iterator[str]:
