@@ -7,7 +7,7 @@ import pytest
 
 from vet_extensions.errors import UserError
 from vet_extensions.intake import raw_values
-from vet_extensions.intake.raw_values import RawViews, describe, is_plain
+from vet_extensions.intake.raw_values import RawViews, TextJournal, describe, is_plain
 from vet_extensions.schema import ImageRecord, View
 
 
@@ -35,7 +35,7 @@ def test_each_frame_counts_as_an_image_and_a_rejected_file_as_none() -> None:
 
 
 def test_the_table_survives_its_file_which_only_the_owner_reads(tmp_path: Path) -> None:
-    counted = table(("LL", View.LATERAL_LEFT), ('a "quoted",\nvalue', View.UNKNOWN), ("é\udcff", View.UNKNOWN))
+    counted = table(("LL", View.LATERAL_LEFT), ('a "quoted",\nvalue', View.UNKNOWN), ("é", View.UNKNOWN))
     counted.write_csv(tmp_path / "raw.csv")
     assert RawViews.read_csv(tmp_path / "raw.csv").rows() == counted.rows()
     assert stat.S_IMODE((tmp_path / "raw.csv").stat().st_mode) == 0o600
@@ -78,6 +78,35 @@ def test_text_that_may_hold_a_name_is_shown_on_request_only() -> None:
     shown = "\n".join(describe(counted, show_all=True))
     assert "Rex Smith" in shown
     assert "\x1b" not in shown
+
+
+def test_a_run_that_goes_on_finds_the_texts_by_their_numbers(tmp_path: Path) -> None:
+    left, right, odd = (("ViewPosition", "LL"),), (("ViewPosition", "RL"),), (("ViewPosition", "\udcff"),)
+    with TextJournal(tmp_path / "texts", head="a") as texts:
+        assert [texts.number_of(some) for some in (left, right, left, (), odd)] == [0, 1, 0, 2, 3]
+    with TextJournal(tmp_path / "texts", head="a") as texts:
+        assert [texts.get(number) for number in (0, 1, 2, 3, 4, -1)] == [left, right, (), odd, None, None]
+        assert texts.number_of(right) == 4
+    with TextJournal(tmp_path / "texts", head="b") as texts:
+        assert texts.get(0) is None
+    assert stat.S_IMODE((tmp_path / "texts").stat().st_mode) & 0o002 == 0
+
+
+def test_texts_that_differ_in_every_file_do_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raw_values, "MAX_VALUES", 3)
+    with TextJournal(tmp_path / "texts", head="a") as texts:
+        numbers = [texts.number_of((("StudyDescription", str(n)),)) for n in range(10)]
+        assert len(texts._numbers) <= 3
+    with TextJournal(tmp_path / "texts", head="a") as texts:
+        assert [texts.get(number) for number in numbers] == [(("StudyDescription", str(n)),) for n in range(10)]
+
+
+def test_long_values_are_cut(tmp_path: Path) -> None:
+    counted = RawViews()
+    counted.add((("StudyDescription", "x" * 5000),), [record(View.DV)])
+    assert max(len(row[1]) for row, _ in counted.rows()) == 200
 
 
 @pytest.mark.parametrize(
