@@ -152,6 +152,8 @@ def failing_server(answers: dict[str, list[tuple[int, bytes]]]) -> Iterator[tupl
             status, body = left.pop(0) if len(left) > 1 else left[0]
             self.send_response(status)
             self.send_header("Content-Type", "application/dicom+json")
+            if status == 302:
+                self.send_header("Location", "/elsewhere")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -192,6 +194,19 @@ def test_a_server_that_never_recovers_is_given_up_after_the_attempts() -> None:
         assert len(requests) == 3
 
 
+def test_a_redirection_is_not_followed_since_the_headers_would_go_with_it() -> None:
+    with failing_server({"/studies": [(302, b"")], "/elsewhere": [(200, ONE_STUDY)]}) as (url, requests):
+        with pytest.raises(UserError, match="302"):
+            list(DicomWeb(url, modalities=(), wait_ms=1, n_attempts=1).items())
+        assert requests == ["/studies"]
+
+
+@pytest.mark.parametrize("body", [b'["study"]', b"null", b"<html>"])
+def test_an_answer_that_lists_no_data_sets_is_a_users_mistake(body: bytes) -> None:
+    with failing_server({"/studies": [(200, body)]}) as (url, _), pytest.raises(UserError, match="DICOMweb root"):
+        list(DicomWeb(url, modalities=(), wait_ms=1, n_attempts=1).items())
+
+
 @pytest.mark.parametrize(
     ("answer", "code"),
     [((404, b""), Code.FILE_MISSING), ((500, b""), Code.UNREADABLE), ((200, b"no JSON"), Code.UNREADABLE)],
@@ -205,8 +220,9 @@ def test_a_study_that_cannot_be_listed_is_an_item_with_a_problem(answer: tuple[i
     assert "1.5" not in item.problem.detail
 
 
-def test_identifiers_that_are_none_never_become_part_of_a_request() -> None:
-    image = rows(_0020000E="../../admin", _00080018="1.5.1.1")
+@pytest.mark.parametrize("series", ["../../admin", "..", "1..2", "1" * 65, ""])
+def test_identifiers_that_are_none_never_become_part_of_a_request(series: str) -> None:
+    image = rows(_0020000E=series, _00080018="1.5.1.1")
     with failing_server({"/studies": [(200, ONE_STUDY)], "/studies/1.5/instances": [(200, image)]}) as (url, _):
         (item,) = DicomWeb(url, modalities=(), wait_ms=1).items()
     assert (item.key, item.problem and item.problem.code) == ("1.5/", Code.MISSING_IDENTIFIER)

@@ -32,7 +32,7 @@ _AS_IT_IS = (("application/dicom", "*"),)
 """Media type and transfer syntax: not transcoded (PS3.18 section 8.7.3.5.2)."""
 _TRY_AGAIN = (408, 429, 500, 502, 503, 504)
 _STUDY, _SERIES, _INSTANCE, _MODALITY = "0020000D", "0020000E", "00080018", "00080060"
-_UID = re.compile(r"[0-9.]{1,64}")
+_UID = re.compile(r"(?=.{1,64}$)[0-9]+(\.[0-9]+)*")
 
 
 @dataclass
@@ -143,6 +143,8 @@ class DicomWeb:
             limit = self.page + (offset if counted_from_start else 0)
             with _quiet():
                 page = _asked(partial(query, limit=limit, offset=offset))
+            if not isinstance(page, list) or not all(isinstance(answer, dict) for answer in page):
+                raise OSError("the answer is no list of data sets")
             new = [answer for answer in page if _text(answer, tag) not in seen]
             yield from new
             seen.update(_text(answer, tag) for answer in new)
@@ -162,12 +164,14 @@ def _client_of(url: str, headers_file: Path | None, timeout_s: float, n_attempts
     """One a process: its connection is kept open from request to request."""
     try:
         client_module = importlib.import_module("dicomweb_client.web")
+        session = importlib.import_module("requests").Session()
     except ImportError:
         raise UserError(
             "Reading from a DICOMweb server needs the package dicomweb-client. Install it: pip install 'vet-dino[net]'."
         ) from None
     headers = {} if headers_file is None else _read_headers(headers_file)
-    client = client_module.DICOMwebClient(url=url.rstrip("/"), headers=headers, timeout=timeout_s)
+    session.max_redirects = 0  # a redirection could carry the headers to another host
+    client = client_module.DICOMwebClient(url=url.rstrip("/"), session=session, headers=headers, timeout=timeout_s)
     client.set_http_retry_params(
         max_attempts=n_attempts, wait_exponential_multiplier=wait_ms, retriable_error_codes=_TRY_AGAIN
     )
