@@ -41,7 +41,7 @@ class ArchiveLimits:
     n_members: entries of one archive. member_bytes: one member, which is held in memory while it is read.
     ratio: bytes out for a byte in; deflate reaches 1,032, a radiograph about 4, one with wide black borders 20.
     total_bytes: all members of one archive. compressed_tar_bytes: the same for .tar.gz and .tgz. Those can only be read from
-    their start, so that each image costs half of this on average, about a second.
+    their start, so that each image costs half of this on average, up to about a second.
     """
 
     n_members: int = 500_000
