@@ -1,6 +1,7 @@
 """A run that was stopped: what is taken over, what is read again, and that the bytes are those of an undisturbed run."""
 
 import errno
+import io
 import os
 import resource
 import subprocess
@@ -8,13 +9,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from factories import make_dicom, make_pixels, make_uid
 
 from vet_extensions.errors import UserError
 from vet_extensions.intake import passes
 from vet_extensions.intake.options import IntakeOptions, IntakeSummary
+from vet_extensions.intake.parts import Part, merge_parts
 from vet_extensions.intake.run import run_intake
+from vet_extensions.progress import Progress
 from vet_extensions.shards import ShardWriter
 
 ROOT = Path(__file__).parents[4]
@@ -79,6 +83,19 @@ def test_what_was_finished_is_counted_and_the_progress_begins_there(tmp_path: Pa
     assert 6 <= sum(taken) <= 8
 
 
+def test_rate_and_time_left_do_not_count_what_an_earlier_run_did() -> None:
+    shown, now = io.StringIO(), [0.0]
+    with Progress("intake", unit="files", stream=shown, clock=lambda: now[0], every_s=1.0) as progress:
+        progress(0, 100)
+        progress.skip(80)
+        now[0] = 10.0
+        progress(90, 100)
+        progress(100, 100)
+    line, last = shown.getvalue().splitlines()
+    assert line == "intake: 90/100 files, 1.0 files/s, 10 s left"
+    assert last == "intake: 100 files (80 of them earlier) in 10 s (2.0 files/s)"
+
+
 def test_a_changed_file_is_read_again_with_all_that_follows_it(tmp_path: Path) -> None:
     source = make_archive(tmp_path / "in")
     stopped(source, tmp_path / "out", n_done=10)
@@ -128,6 +145,59 @@ def test_images_that_a_power_failure_took_from_the_shard_are_read_again(tmp_path
     summary = run(source, tmp_path / "out")
     assert summary.n_images_taken_over < 9
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_run_stopped_at_any_renaming_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_archive(tmp_path / "in")
+    run(source, tmp_path / "whole")
+    rename, n_renamed = Path.replace, 0
+
+    def stop(self: Path, target: Path) -> Path:
+        nonlocal n_renamed
+        n_renamed += 1
+        if n_renamed == n_allowed:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    n_stopped = 0
+    for n_allowed in range(1, 30):
+        n_renamed, out = 0, tmp_path / f"out {n_allowed}"
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", stop)
+            try:
+                run(source, out)
+                break
+            except KeyboardInterrupt:
+                n_stopped += 1
+        assert not (out / "intake.json").exists()
+        run(source, out)
+        assert contents(out) == contents(tmp_path / "whole")
+    assert n_stopped >= 6, "salt, index, manifest, and four names to publish"
+
+
+def test_frames_of_one_file_go_on_one_by_one(tmp_path: Path) -> None:
+    source = make_archive(tmp_path / "in")
+    frames = np.stack([make_pixels(40, 36, seed=seed) for seed in range(50, 55)])
+    make_dicom(
+        source / "film.dcm", pixels=frames, NumberOfFrames=5, PatientID="P1", StudyInstanceUID=make_uid("study 2")
+    )
+    options = IntakeOptions(salt="a salt for tests", longest_side_px=32, multi_frame="each")
+    whole = run(source, tmp_path / "whole", options=options)
+    assert whole.n_accepted == N_IMAGES + 5
+    for n_done in range(3, 18, 4):
+        with pytest.raises(KeyboardInterrupt):
+            run(source, tmp_path / "out", options=options, on_progress=stop_at(n_done))
+    run(source, tmp_path / "out", options=options)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    for part in ("1/2", "2/2"):
+        run(source, tmp_path / part[0], options=options, part=Part.parse(part))
+    merged = merge_parts([tmp_path / "1", tmp_path / "2"], tmp_path / "merged")
+    assert {**merged.as_json(), "run_key": ""} == {**whole.as_json(), "run_key": ""}
+    assert (tmp_path / "merged" / "manifest.parquet").read_bytes() == (
+        tmp_path / "whole" / "manifest.parquet"
+    ).read_bytes()
 
 
 def test_several_shards_go_on_in_the_right_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
