@@ -49,10 +49,10 @@ class Target:
         self._read_image = ImageReader(options)
         decode_here = decode._decode
 
-        def decode_no_native(dataset: Any, syntax: str, frame: int) -> Any:
+        def decode_no_native(dataset: Any, syntax: str, *more: Any) -> Any:
             if decode.DECODERS[syntax] != ("",):
                 raise _AtTheDoor
-            return decode_here(dataset, syntax, frame)
+            return decode_here(dataset, syntax, *more)
 
         decode._decode = decode_no_native  # in this process; the workers import their own
         self._pool = WorkerPool(1)

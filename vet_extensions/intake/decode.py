@@ -81,7 +81,7 @@ def read_frame(dataset: Dataset, layout: PixelLayout, *, frame: int = 0) -> tupl
         _check_stream(stream, layout, is_rle=syntax == _RLE)
         if syntax == _JPEG_BASELINE:
             _listen_to_baseline(stream)
-    pixels, photometric = _decode(dataset, syntax, frame)
+    pixels, photometric = _decode(dataset, syntax, frame, layout)
     shape = (layout.rows, layout.columns) if layout.samples == 1 else (layout.rows, layout.columns, layout.samples)
     pattern = np.dtype(f"u{max(1, layout.bits_allocated // 8)}")
     if pixels.shape != shape or pixels.dtype.kind not in "iu" or pixels.itemsize != pattern.itemsize:
@@ -159,15 +159,15 @@ def _codestream_size(stream: bytes) -> tuple[int, int, int] | None:
     return None
 
 
-def _decode(dataset: Dataset, syntax: str, frame: int) -> tuple[np.ndarray, str]:
+def _decode(dataset: Dataset, syntax: str, frame: int, layout: PixelLayout) -> tuple[np.ndarray, str]:
     decoder = get_decoder(UID(syntax))
     failures = []
     for plugin in DECODERS[syntax]:
         try:
-            # The unused bits are masked later, in one look-up with everything else.
-            keep_bits: Any = {"correct_unused_bits": False}
+            # The unused bits are masked later, in one look-up with everything else; SamplesPerPixel may be absent.
+            options: Any = {"correct_unused_bits": False, "samples_per_pixel": layout.samples}
             with catch_messages() as heard:
-                pixels, facts = decoder.as_array(dataset, index=frame, raw=True, decoding_plugin=plugin, **keep_bits)
+                pixels, facts = decoder.as_array(dataset, index=frame, raw=True, decoding_plugin=plugin, **options)
                 is_damaged = tell_of_damage(heard())
         except (KeyboardInterrupt, SystemExit):
             raise

@@ -151,7 +151,7 @@ def pixel_layout(dataset: Dataset, *, max_pixels: int) -> PixelLayout:
     allocated = whole_number(dataset, "BitsAllocated")
     stored = whole_number(dataset, "BitsStored", default=allocated)
     high_bit = whole_number(dataset, "HighBit", default=stored - 1)
-    sign = whole_number(dataset, "PixelRepresentation", default=0)
+    sign = whole_number(dataset, "PixelRepresentation")
     if (
         allocated not in ((1, 8, 16) if samples == 1 else (8, 16))
         or not 1 <= stored <= allocated
