@@ -6,7 +6,6 @@ the user ends in one sentence and exit code 2, an interruption in 130; a fault o
 
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Never
 
@@ -15,12 +14,12 @@ from typer.core import TyperGroup
 
 import vet_extensions
 from vet_extensions.commands import verbs
+from vet_extensions.commands.sentences import intake_in_words, raw_views_in_words
 from vet_extensions.errors import UserError
 from vet_extensions.progress import Progress
 
 if TYPE_CHECKING:
     from vet_extensions.evaluation.results import Result
-    from vet_extensions.intake.options import IntakeSummary
 
 LEAK_FOUND, USER_ERROR, INTERRUPTED = 1, 2, 130
 
@@ -131,6 +130,12 @@ def intake(
     salt_file: Annotated[
         Path | None, typer.Option(help="Secret behind the pseudonyms, the same for every part; made if there is none.")
     ] = None,
+    view_map: Annotated[
+        Path | None, typer.Option(help="CSV or YAML table from your raw values to views; see docs/intake.md.")
+    ] = None,
+    burned_in: Annotated[
+        str, typer.Option(help="Images whose header says they may show names: keep, flag or reject.")
+    ] = "flag",
     sheets: Annotated[bool, typer.Option("--sheets", help="Also draw contact sheets by view to OUT/sheets.")] = False,
     workers: Workers = 2,
 ) -> None:
@@ -141,7 +146,15 @@ def intake(
 
     some = None if part is None else Part.parse(part)
     salt = None if salt_file is None else salt_from_file(salt_file)
-    chosen = IntakeOptions(labels=labels, longest_side_px=longest_side, bits=bits, split_seed=split_seed, salt=salt)
+    chosen = IntakeOptions(
+        labels=labels,
+        longest_side_px=longest_side,
+        bits=bits,
+        split_seed=split_seed,
+        salt=salt,
+        view_map=view_map,
+        burned_in=burned_in,
+    )
     with Progress("intake", unit="files") as progress:
         summary = run_intake(
             source,
@@ -152,7 +165,7 @@ def intake(
             on_taken_over=progress.skip,
             n_workers=workers,
         )
-    print("\n".join(_in_words(summary)))
+    print("\n".join(intake_in_words(summary)))
     if sheets:
         _draw_sheets(out, source=source, n_workers=workers)
 
@@ -175,34 +188,9 @@ def merge(
     """Merge the parts of an archive: duplicates, conflicts and splits as if one run had read everything."""
     from vet_extensions.intake.parts import merge_parts
 
-    print("\n".join(_in_words(merge_parts(parts, into))))
+    print("\n".join(intake_in_words(merge_parts(parts, into))))
     if sheets:
         _draw_sheets(into, source=None, n_workers=0)
-
-
-def _in_words(summary: "IntakeSummary") -> Iterator[str]:
-    if summary.was_already_done:
-        yield "This folder already holds this very intake; nothing was read again."
-    if summary.n_headers_taken_over:
-        yield (
-            f"Taken over from an interrupted run: {summary.n_headers_taken_over:,} headers, "
-            f"{summary.n_images_taken_over:,} images."
-        )
-    yield f"{summary.n_files:,} files: {summary.n_accepted:,} accepted, {summary.n_rejected:,} rejected (see rejected.csv)."
-    for code, count in sorted(summary.rejected.items()):
-        yield f"  {code}: {count:,}"
-    yield f"{summary.n_patients:,} patients, {summary.n_studies:,} studies, {summary.n_accepted:,} images."
-    for split, counts in summary.splits.items():
-        yield f"  {split}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items())
-    if summary.equal_pixels.get("pictures"):
-        yield "{images:,} images show {pictures:,} pictures under several SOPInstanceUIDs.".format(
-            **summary.equal_pixels
-        )
-    if summary.labels is not None:
-        yield (
-            f"Labels: {len(summary.labels.columns)} findings; {summary.labels.n_images_without_row:,} images without a row, "
-            f"{summary.labels.n_rows_unmatched:,} rows without an image."
-        )
 
 
 @app.command(epilog="Example: vetdino check studies   or: vetdino check studies --against hospital_b --split train")
@@ -214,6 +202,7 @@ def check(
     split: Annotated[str, typer.Option(help="Images of ROOT to compare: train, val, test or all.")] = "all",
     against_split: Annotated[str, typer.Option(help="Images of the other folders to compare.")] = "all",
     pixels: Annotated[bool, typer.Option(help="Look for near-duplicate pictures too; reads every image once.")] = True,
+    raw: Annotated[bool, typer.Option("--raw", help="Show every raw value that views came from, names too.")] = False,
 ) -> None:
     """Say what is in an intake folder and what is wrong with it (exit code 2), or what it shares with others (exit code 1)."""
     from vet_extensions.manifest.validate import summarise
@@ -222,6 +211,8 @@ def check(
         raise typer.Exit(_check_leaks(root, against, split=split, against_split=against_split, pixels=pixels))
     report = summarise(root)
     print(report)
+    for line in raw_views_in_words(root, show_all=raw):
+        print(line)
     if not report.is_sound:
         raise typer.Exit(USER_ERROR)
 
@@ -240,7 +231,7 @@ def _check_leaks(root: Path, others: list[Path], *, split: str, against_split: s
     return code
 
 
-verbs.register(app)
+verbs.register(app, say=print)
 
 
 @app.command(

@@ -17,13 +17,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pydicom.config
 import pytest
-from factories import make_dataset, make_pixels
+from factories import make_dataset, make_dicom, make_pixels
 from pydicom import DataElement, Dataset, dcmwrite
 from pydicom.datadict import DicomDictionary, dictionary_VR, tag_for_keyword
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID as UID_
 from pydicom.uid import ExplicitVRLittleEndian
+from typer.testing import CliRunner
 
+from vet_extensions.cli import app
 from vet_extensions.intake.deidentify import PIXEL_KEYWORDS, Pseudonyms
 from vet_extensions.intake.header import HeaderReader
 from vet_extensions.intake.options import IntakeOptions
@@ -305,3 +307,14 @@ def test_the_table_of_raw_values_shows_names_on_request_only(archive: Path) -> N
         table.add(texts, () if isinstance(answer, Rejection) else answer)
     assert found_in("\n".join(describe(table)).encode()) == []
     assert found_in("\n".join(describe(table, show_all=True)).encode())
+
+
+def test_check_shows_the_raw_values_and_names_among_them_on_request_only(tmp_path: Path) -> None:
+    for number, position in enumerate(("LL", "LL", WORD.upper())):
+        make_dicom(tmp_path / "in" / f"{number}.dcm", pixels=make_pixels(seed=number), ViewPosition=position)
+    run_intake(tmp_path / "in", tmp_path / "out", n_workers=0)
+    plain = CliRunner().invoke(app, ["check", str(tmp_path / "out")]).output
+    assert "3 images, of which 1 stayed UNKNOWN" in plain
+    assert "LATERAL_LEFT" in plain
+    assert found_in(plain.encode()) == []
+    assert found_in(CliRunner().invoke(app, ["check", "--raw", str(tmp_path / "out")]).output.encode())
