@@ -65,7 +65,7 @@ def _salt_of(root: Path) -> str | None:
             found = json.loads(path.read_text(encoding="utf-8")).get("salt_fingerprint")
         except (OSError, ValueError, AttributeError):
             continue
-        if isinstance(found, str):
+        if isinstance(found, str) and found:
             return found
     return None
 

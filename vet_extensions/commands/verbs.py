@@ -1,7 +1,9 @@
 """The verbs `filter`, `split` and `stats` of the command line, which `vet_extensions.cli` registers."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,13 +16,18 @@ IntakeRoot = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs to the program."""
-    app.command(
-        epilog="""Example: vetdino filter studies "view in ['VD', 'DV'] and label.effusion >= 0" --into studies_vd"""
-    )(filter)
-    app.command(epilog="Example: vetdino split studies --stratify labels,species --seed 1 --replace")(split)
-    app.command(epilog="Example: vetdino stats studies --html studies.html")(stats)
+def register(app: typer.Typer, *, say: Callable[[str], None]) -> None:
+    """Add the verbs to the program; `say` gets what each has to tell."""
+    for verb, example in _EXAMPLES.items():
+        app.command(epilog=f"Example: {example}")(_saying(verb, say))
+
+
+def _saying(verb: Callable[..., str], say: Callable[[str], None]) -> Callable[..., None]:
+    @functools.wraps(verb)
+    def run(*args: Any, **options: Any) -> None:
+        say(verb(*args, **options))
+
+    return run
 
 
 def filter(
@@ -29,7 +36,7 @@ def filter(
         str, typer.Argument(metavar="EXPRESSION", help="What must hold for an image.", show_default=False)
     ],
     into: Annotated[Path, typer.Option(help="New folder for the chosen images, pixels and all.", show_default=False)],
-) -> None:
+) -> str:
     """Copy the images for which an expression holds into a new folder; nothing of the others goes along.
 
     Columns, texts in quotes, numbers, == != < <= > >=, in, not in, is None, and, or, not. Labels are label.<finding>. To train
@@ -39,7 +46,7 @@ def filter(
 
     with Progress("filter", unit="images") as progress:
         chosen = choose_into(root, into, where=where, on_progress=progress)
-    print(f"{chosen.n_images:,} images of {chosen.n_studies:,} studies are in {into}.")
+    return f"{chosen.n_images:,} images of {chosen.n_studies:,} studies are in {into}."
 
 
 def split(
@@ -55,7 +62,7 @@ def split(
     replace: Annotated[
         bool, typer.Option("--replace", help="Write the new split; without it, it is only shown.")
     ] = False,
-) -> None:
+) -> str:
     """Split the patients of a folder anew, by patient, spreading rare findings over train, val and test.
 
     A model that was trained before has seen patients that are test patients now: train again after --replace, or its results
@@ -65,15 +72,15 @@ def split(
 
     by = [name.strip() for name in stratify.split(",") if name.strip()]
     counts, is_written = split_folder(root, fractions=_shares(fractions), seed=seed, by=by, replace=replace)
-    print(f"{'patients with':<44}" + "".join(f"{split:>10}" for split in Split))
-    for trait, row in counts.items():
-        print(f"{trait:<44}" + "".join(f"{n:>10,}" for n in row.values()))
+    lines = [f"{'patients with':<44}" + "".join(f"{split:>10}" for split in Split)]
+    lines += [f"{trait:<44}" + "".join(f"{n:>10,}" for n in row.values()) for trait, row in counts.items()]
     if is_written:
-        print("The split was written; models trained before have seen some of the new test patients.")
+        lines.append("The split was written; models trained before have seen some of the new test patients.")
     elif replace:
-        print("The folder has this very split already.")
+        lines.append("The folder has this very split already.")
     else:
-        print("Nothing was written. To write this split, add --replace.")
+        lines.append("Nothing was written. To write this split, add --replace.")
+    return "\n".join(lines)
 
 
 def _shares(text: str) -> dict[Split, float]:
@@ -89,10 +96,17 @@ def _shares(text: str) -> dict[Split, float]:
 def stats(
     root: IntakeRoot,
     html: Annotated[Path, typer.Option(help="Page to write; it needs no other file.", show_default=False)],
-) -> None:
+) -> str:
     """Write a page of what is in a folder: views, sizes, spacings, labels by split, images a study."""
     from vet_extensions.manifest.io import Manifest
     from vet_extensions.manifest.statistics import statistics_page
 
     html.write_text(statistics_page(Manifest.open(root)), encoding="utf-8")
-    print(f"Open {html} in a browser.")
+    return f"Open {html} in a browser."
+
+
+_EXAMPLES: dict[Callable[..., str], str] = {
+    filter: """vetdino filter studies "view in ['VD', 'DV'] and label.effusion >= 0" --into studies_vd""",
+    split: "vetdino split studies --stratify labels,species --seed 1 --replace",
+    stats: "vetdino stats studies --html studies.html",
+}

@@ -127,7 +127,7 @@ def test_empty_values_are_like_no_other(tmp_path: Path) -> None:
     assert counts(first, second)["same pixels"] == 0
 
 
-@pytest.mark.parametrize(("salt", "said"), [("other", "different salts"), (None, "not known")])
+@pytest.mark.parametrize(("salt", "said"), [("other", "different salts"), (None, "not known"), ("", "not known")])
 def test_ids_that_cannot_be_compared_are_named(tmp_path: Path, pretraining: Path, salt: str | None, said: str) -> None:
     other = make_folder(tmp_path / "b", {"b0": body(50)}, prefix="b", salt=salt)
     assert said in str(compare_folders(pretraining, other))
