@@ -3,6 +3,7 @@
 import csv
 import logging
 import os
+import signal
 import stat
 import warnings
 from collections import defaultdict
@@ -13,10 +14,12 @@ import pytest
 from bad_inputs import ACCEPTED, REPAIRED, BadInput, bad_inputs
 from factories import make_dicom
 
+from vet_extensions.intake import passes
+from vet_extensions.intake.image import ImageReader, StoredImage
 from vet_extensions.intake.options import IntakeOptions
 from vet_extensions.intake.run import run_intake
 from vet_extensions.manifest.validate import summarise
-from vet_extensions.schema import IntakeFolder, RejectionCode
+from vet_extensions.schema import IntakeFolder, Rejection, RejectionCode
 
 KINDS = bad_inputs()
 N_GOOD = 40
@@ -98,6 +101,24 @@ def test_bad_files_leave_the_log_and_the_terminal_alone(
     run_intake(tmp_path / "in", tmp_path / "out", options=OPTIONS, n_workers=0)
     assert {record.name for record in caplog.records if record.levelno >= logging.WARNING} == set()
     assert capfd.readouterr() == ("", "")
+
+
+class CrashingReader(ImageReader):
+    """Stands for a decoder that a file crashes."""
+
+    def __call__(self, task: tuple[str, int]) -> StoredImage | Rejection:
+        if Path(task[0]).name.startswith("deadly"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().__call__(task)
+
+
+def test_a_file_that_crashes_its_decoder_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(12):
+        make_dicom(tmp_path / "in" / f"{'deadly' if number in (3, 7) else 'good'} {number}.dcm")
+    monkeypatch.setattr(passes, "ImageReader", CrashingReader)
+    summary = run_intake(tmp_path / "in", tmp_path / "out", options=OPTIONS, n_workers=2)
+    assert summary.rejected == {"WORKER_DIED": 2}
+    assert summary.n_accepted == 10
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
