@@ -121,6 +121,24 @@ def test_files_that_came_and_went_in_between_are_noticed(tmp_path: Path) -> None
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+def test_nothing_of_a_longer_unfinished_shard_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_archive(tmp_path / "in")
+    for limit, out in ((2**20, "one"), (6000, "several")):
+        monkeypatch.setattr(
+            passes, "ShardWriter", lambda folder, limit=limit: ShardWriter(folder, max_shard_bytes=limit)
+        )
+        stopped(source, tmp_path / out, n_done=13)
+    for number in range(2, 12):
+        (source / f"{number:02d}.dcm").unlink()
+    for limit, out in ((2**20, "one"), (6000, "several")):
+        monkeypatch.setattr(
+            passes, "ShardWriter", lambda folder, limit=limit: ShardWriter(folder, max_shard_bytes=limit)
+        )
+        run(source, tmp_path / out)
+        run(source, tmp_path / f"{out} whole")
+        assert contents(tmp_path / out) == contents(tmp_path / f"{out} whole")
+
+
 def test_other_options_start_over(tmp_path: Path) -> None:
     source = make_archive(tmp_path / "in")
     stopped(source, tmp_path / "out", n_done=12)
