@@ -354,3 +354,13 @@ def test_fifos_and_link_loops_do_not_stop_the_run(tmp_path: Path) -> None:
     os.mkfifo(source / "pipe")
     (source / "loop").symlink_to(source, target_is_directory=True)
     assert run(source, tmp_path / "out").rejected["NOT_A_REGULAR_FILE"] == 3
+
+
+def test_images_that_may_show_a_name_are_counted_or_refused_by_policy(tmp_path: Path) -> None:
+    source = make_archive(tmp_path / "in")
+    make_dicom(source / "named.dcm", BurnedInAnnotation="YES")
+    assert run(source, tmp_path / "flagged").notes == {"burned-in-text": 1}
+    assert "burned-in-text" in Manifest.open(tmp_path / "flagged").column("notes").tolist()
+    strict = run(source, tmp_path / "strict", options=IntakeOptions(salt="a salt for tests", burned_in="reject"))
+    assert strict.rejected["BURNED_IN_TEXT"] == 1
+    assert strict.notes == {}

@@ -27,6 +27,8 @@ def intake_in_words(summary: "IntakeSummary") -> Iterator[str]:
         yield "{images:,} images show {pictures:,} pictures under several SOPInstanceUIDs.".format(
             **summary.equal_pixels
         )
+    for note, count in summary.notes.items():
+        yield f"Noted as {note}: {count:,} images."
     if summary.labels is not None:
         yield (
             f"Labels: {len(summary.labels.columns)} findings; {summary.labels.n_images_without_row:,} images without a row, "

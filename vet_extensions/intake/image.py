@@ -44,7 +44,7 @@ class StoredImage:
             pixel_hash=self.pixel_hash,
             spacing_mm=spacing,
             crop=self.crop,
-            notes=self.notes,
+            notes=tuple(note for note in Note if note in (*record.notes, *self.notes)),
         )
 
 

@@ -124,6 +124,7 @@ class IntakeSummary:
 
     rejected: rejection code -> number of files. splits: split -> {"patients", "studies", "images"}.
     equal_pixels: {"pictures", "images"}: pictures that occur under several SOPInstanceUIDs, and the images that show them.
+    notes: note -> number of images; see `schema.Note`.
     part: "i/N" of a part. salt_fingerprint: tells whether the ids of two folders can be compared.
     Not written to the file: was_already_done: nothing was read, OUT already held this very intake; n_headers_taken_over,
     n_images_taken_over: what an interrupted run had read already.
@@ -140,6 +141,7 @@ class IntakeSummary:
     options: dict[str, Any] = field(default_factory=dict)
     run_key: str = ""
     equal_pixels: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
     part: str = ""
     salt_fingerprint: str = ""
     schema_version: int = SCHEMA_VERSION

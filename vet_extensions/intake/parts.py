@@ -35,6 +35,7 @@ from vet_extensions.intake.tables import (
     answer_from_json,
     answer_to_json,
     count_equal_pixels,
+    count_notes,
     count_splits,
     decide_by_headers,
 )
@@ -237,6 +238,7 @@ def _merge(
         rejected=rejected.counts(),
         splits=count_splits(manifest),
         equal_pixels=count_equal_pixels(manifest),
+        notes=count_notes(manifest),
         labels=labels,
         options=first.options,
     )

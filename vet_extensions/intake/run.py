@@ -27,7 +27,14 @@ from vet_extensions.intake.passes import Archive, Count, Passes
 from vet_extensions.intake.pool import WorkerPool
 from vet_extensions.intake.raw_values import FILE_NAME as RAW_VIEWS_NAME
 from vet_extensions.intake.raw_values import TEXTS_NAME, TextJournal
-from vet_extensions.intake.tables import PixelJudge, RecordTable, Rejections, count_equal_pixels, count_splits
+from vet_extensions.intake.tables import (
+    PixelJudge,
+    RecordTable,
+    Rejections,
+    count_equal_pixels,
+    count_notes,
+    count_splits,
+)
 from vet_extensions.manifest.build import build_table
 from vet_extensions.manifest.io import write_manifest
 from vet_extensions.manifest.split import split_patients
@@ -157,6 +164,7 @@ def _write_tables(
         rejected=rejected.counts(),
         splits=count_splits(manifest),
         equal_pixels=count_equal_pixels(manifest),
+        notes=count_notes(manifest),
         labels=labels.report(label_rows) if options.labels is not None else None,
         options=options.as_json(),
     )

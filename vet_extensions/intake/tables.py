@@ -303,6 +303,15 @@ def count_equal_pixels(manifest: pa.Table) -> dict[str, int]:
     return {"pictures": len(repeated), "images": int(repeated.sum())}
 
 
+def count_notes(manifest: pa.Table) -> dict[str, int]:
+    """Note -> number of images, in the order of `Note`; those that no image has are left out."""
+    counts: Counter[str] = Counter()
+    for found in pc.value_counts(manifest["notes"].combine_chunks()).to_pylist():
+        for note in (found["values"] or "").split(","):
+            counts[note] += found["counts"]
+    return {str(note): counts[note] for note in Note if counts[note]}
+
+
 def count_splits(manifest: pa.Table) -> dict[str, dict[str, int]]:
     """split -> {"patients", "studies", "images"}."""
     counts = {}
