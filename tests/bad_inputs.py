@@ -136,6 +136,8 @@ def _torn() -> Iterable[BadInput]:
     deflated = {"transfer_syntax": DeflatedExplicitVRLittleEndian}
     yield _kind("deflated and cut", Code.UNREADABLE, lambda path: _good(path, **deflated)[:-700])
     yield _kind("deflated and damaged", Code.UNREADABLE, _damaged(500, 40, **deflated))
+    long = {"pixels": np.tile(make_pixels(), (25, 25)), **deflated}  # more than is inflated in one go
+    yield _kind("deflated, with bytes after the end", ACCEPTED, lambda path: _good(path, **long) + bytes(400))
     yield _kind("deflated bomb", Code.TOO_LARGE, _deflated_bomb)
     yield _kind(
         "deflated syntax, plain data",

@@ -294,7 +294,8 @@ def _check_deflated(file: BinaryIO, *, max_bytes: int) -> None:
         return
     inflater, n_bytes = zlib.decompressobj(-zlib.MAX_WBITS), 0
     try:
-        while chunk := (inflater.unconsumed_tail or file.read(2**16)):
+        # Bytes may follow the end; zlib then leaves its tail as it is, for ever.
+        while not inflater.eof and (chunk := inflater.unconsumed_tail or file.read(2**16)):
             n_bytes += len(inflater.decompress(chunk, 2**20))
             if n_bytes > max_bytes:
                 raise Refusal(Code.TOO_LARGE, f"the deflated data set holds more than {max_bytes:,} bytes")
