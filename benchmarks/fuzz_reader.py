@@ -43,10 +43,12 @@ class Target:
         from vet_extensions.intake.image import ImageReader
         from vet_extensions.intake.options import IntakeOptions
         from vet_extensions.intake.pool import WorkerPool
+        from vet_extensions.intake.sources.dicom_folder import DicomFolder
 
         options = IntakeOptions(longest_side_px=64, max_pixels=MAX_PIXELS, accept_secondary_capture=True)
-        self._read_header = HeaderReader(Pseudonyms("a salt for fuzzing"), options)
-        self._read_image = ImageReader(options)
+        source = DicomFolder(out)
+        self._read_header = HeaderReader(Pseudonyms("a salt for fuzzing"), options, source)
+        self._read_image = ImageReader(options, source)
         decode_here = decode._decode
 
         def decode_no_native(dataset: Any, syntax: str, *more: Any) -> Any:
@@ -76,13 +78,13 @@ class Target:
     def _read(self, data: bytes) -> Iterator[tuple[str, str]]:
         from vet_extensions.schema import Rejection
 
-        records = self._read_header((str(self._file), "file"))
+        records = self._read_header((self._file.name, "file", None))
         if isinstance(records, Rejection):
             yield "header", _code(records)
             return
         yield "header", "passed"
         for record in {id(record): record for record in (records[0], records[-1])}.values():
-            task, where = (str(self._file), record.frame), "pixels here"
+            task, where = (self._file.name, record.frame), "pixels here"
             try:
                 image = self._read_image(task)
             except _AtTheDoor:

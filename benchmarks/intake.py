@@ -120,9 +120,10 @@ def decode_table(folder: Path, *, n: int) -> None:
     """One row a syntax: the decoder alone, and intake from file to shard."""
     from vet_extensions.intake.image import ImageReader, StoredImage
     from vet_extensions.intake.options import IntakeOptions
+    from vet_extensions.intake.sources.dicom_folder import DicomFolder
     from vet_extensions.shards.writer import ShardWriter
 
-    reader = ImageReader(IntakeOptions())
+    reader = ImageReader(IntakeOptions(), DicomFolder(folder))
     print(
         "| transfer syntax | fastest decoder | alone, images/s | file to shard, images/s | ratio |\n|---|---|---|---|---|"
     )
@@ -136,7 +137,7 @@ def decode_table(folder: Path, *, n: int) -> None:
             numbers = iter(range(10**6))
 
             def to_shard(path: Path = path, writer: ShardWriter = writer, numbers=numbers) -> None:
-                image = reader((str(path), 0))
+                image = reader((path.name, 0))
                 if not isinstance(image, StoredImage):
                     raise SystemExit(f"The benchmark's own file was refused: {image}")
                 writer.add(f"{next(numbers):016x}", image.pixels)
@@ -153,26 +154,31 @@ def step_table(folder: Path, *, n: int) -> None:
     from vet_extensions.intake.colour import colour_to_grey
     from vet_extensions.intake.decode import read_frame
     from vet_extensions.intake.deidentify import Pseudonyms
-    from vet_extensions.intake.dicom import open_dicom, pixel_layout
+    from vet_extensions.intake.dicom import largest_file, open_dicom, pixel_layout
     from vet_extensions.intake.header import HeaderReader
+    from vet_extensions.intake.opening import opened
     from vet_extensions.intake.options import IntakeOptions
     from vet_extensions.intake.pixels import to_grey
     from vet_extensions.intake.resize import reduce_to, to_bits
+    from vet_extensions.intake.sources.dicom_folder import DicomFolder
 
-    path = folder / "image.dcm"
+    path, source = folder / "image.dcm", DicomFolder(folder)
     make_file(path, SYNTAXES["uncompressed"])
-    with open_dicom(path, with_pixels=True, max_pixels=10**8) as dataset:
+    with (
+        opened(source, path.name, max_bytes=largest_file(10**8)) as file,
+        open_dicom(file, with_pixels=True, max_pixels=10**8) as dataset,
+    ):
         layout = pixel_layout(dataset, max_pixels=10**8)
         raw, _ = read_frame(dataset, layout)
         grey = to_grey(raw, dataset, layout)
         rgb = np.repeat((raw >> 4).astype(np.uint8)[..., None], 3, axis=2)
-        header = HeaderReader(Pseudonyms("benchmark salt"), IntakeOptions())
+        header = HeaderReader(Pseudonyms("benchmark salt"), IntakeOptions(), source)
         steps = {
             "grey scale (window)": lambda: to_grey(raw, dataset, layout),
             "size and depth": lambda: to_bits(reduce_to(grey, longest_side_px=512), bits=8),
             "search for a collimation border": lambda: visible_field(grey),
             "colour to grey, instead of the grey scale": lambda: colour_to_grey(rgb, bits=8, policy="neutral"),
-            "header pass of one file": lambda: header((str(path), "file")),
+            "header pass of one file": lambda: header((path.name, "file", None)),
         }
         print("\n| step | ms |\n|---|---|")
         for name, step in steps.items():

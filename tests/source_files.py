@@ -4,14 +4,32 @@ import csv
 import gzip
 import io
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from pydicom import Dataset
 
+from vet_extensions.intake.dicom import largest_file, open_dicom
+from vet_extensions.intake.opening import opened
 from vet_extensions.intake.sources.base import Source, SourceItem
+from vet_extensions.intake.sources.dicom_folder import DicomFolder
+
+DISK = DicomFolder(Path("/"))
+"""Every file under its absolute path, for tests of the readers."""
+
+
+@contextmanager
+def opened_dicom(path: str | Path, *, max_pixels: int = 10**6) -> Iterator[Dataset]:
+    """One file as the pixel pass opens it."""
+    with (
+        opened(DISK, str(path), max_bytes=largest_file(max_pixels)) as file,
+        open_dicom(file, with_pixels=True, max_pixels=max_pixels) as dataset,
+    ):
+        yield dataset
 
 
 def write_images(root: Path, paths: Iterable[str], *, dtype: type = np.uint8) -> None:

@@ -13,8 +13,8 @@ import typer
 from typer.core import TyperGroup
 
 import vet_extensions
-from vet_extensions.commands import verbs
-from vet_extensions.commands.sentences import intake_in_words, raw_views_in_words
+from vet_extensions.commands import archives, verbs
+from vet_extensions.commands.sentences import raw_views_in_words
 from vet_extensions.errors import UserError
 from vet_extensions.progress import Progress
 
@@ -111,86 +111,7 @@ def phantom(
     print(summary)
 
 
-@app.command(epilog="Example: vetdino intake studies_dicom studies --labels labels.csv --longest-side 512 --workers 4")
-def intake(
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="SOURCE", help="Folder with DICOM files, at any depth.", show_default=False),
-    ],
-    out: Out,
-    labels: Annotated[
-        Path | None, typer.Option(help="CSV, TSV or Parquet table of findings, by study or by image.")
-    ] = None,
-    longest_side: Annotated[int, typer.Option(min=16, help="Longest side of the stored images in pixels.")] = 512,
-    bits: Annotated[int, typer.Option(help="Bits per stored grey value: 8 or 16.")] = 8,
-    split_seed: Annotated[int, typer.Option(min=0, help="Decides which patients are train, val and test.")] = 0,
-    part: Annotated[
-        str | None, typer.Option(metavar="i/N", help="Read only part i of N, for `vetdino merge`; needs --salt-file.")
-    ] = None,
-    salt_file: Annotated[
-        Path | None, typer.Option(help="Secret behind the pseudonyms, the same for every part; made if there is none.")
-    ] = None,
-    view_map: Annotated[
-        Path | None, typer.Option(help="CSV or YAML table from your raw values to views; see docs/intake.md.")
-    ] = None,
-    burned_in: Annotated[
-        str, typer.Option(help="Images whose header says they may show names: keep, flag or reject.")
-    ] = "flag",
-    sheets: Annotated[bool, typer.Option("--sheets", help="Also draw contact sheets by view to OUT/sheets.")] = False,
-    workers: Workers = 2,
-) -> None:
-    """Turn DICOM files into a manifest and shards of grey images; what cannot be used is listed with a reason."""
-    from vet_extensions.intake.options import IntakeOptions
-    from vet_extensions.intake.parts import Part, salt_from_file
-    from vet_extensions.intake.run import run_intake
-
-    some = None if part is None else Part.parse(part)
-    salt = None if salt_file is None else salt_from_file(salt_file)
-    chosen = IntakeOptions(
-        labels=labels,
-        longest_side_px=longest_side,
-        bits=bits,
-        split_seed=split_seed,
-        salt=salt,
-        view_map=view_map,
-        burned_in=burned_in,
-    )
-    with Progress("intake", unit="files") as progress:
-        summary = run_intake(
-            source,
-            out,
-            options=chosen,
-            part=some,
-            on_progress=progress,
-            on_taken_over=progress.skip,
-            n_workers=workers,
-        )
-    print("\n".join(intake_in_words(summary)))
-    if sheets:
-        _draw_sheets(out, source=source, n_workers=workers)
-
-
-def _draw_sheets(root: Path, *, source: Path | None, n_workers: int) -> None:
-    from vet_extensions.intake.sheets import write_sheets
-
-    n_sheets = len(write_sheets(root, root / "sheets", source=source, n_workers=n_workers))
-    print(f"{n_sheets} contact sheets in {root / 'sheets'}.")
-
-
-@app.command(epilog="Example: vetdino merge part_1 part_2 part_3 --into studies")
-def merge(
-    parts: Annotated[
-        list[Path], typer.Argument(metavar="OUT_i", help="Folders that `intake --part` wrote.", show_default=False)
-    ],
-    into: Annotated[Path, typer.Option(help="Folder to write; it is made.", show_default=False)],
-    sheets: Annotated[bool, typer.Option("--sheets", help="Also draw contact sheets by view to OUT/sheets.")] = False,
-) -> None:
-    """Merge the parts of an archive: duplicates, conflicts and splits as if one run had read everything."""
-    from vet_extensions.intake.parts import merge_parts
-
-    print("\n".join(intake_in_words(merge_parts(parts, into))))
-    if sheets:
-        _draw_sheets(into, source=None, n_workers=0)
+archives.register(app, say=print)
 
 
 @app.command(epilog="Example: vetdino check studies   or: vetdino check studies --against hospital_b --split train")

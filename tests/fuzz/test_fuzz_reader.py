@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from bad_inputs import bad_inputs, good_files
 
+from tests.source_files import DISK
 from vet_extensions.intake.deidentify import Pseudonyms
 from vet_extensions.intake.header import HeaderReader
 from vet_extensions.intake.image import ImageReader, StoredImage
@@ -93,13 +94,13 @@ def no_loss(task: object) -> Rejection:
 
 def test_no_damaged_file_raises_hangs_or_costs_its_worker(inputs: list[Path]) -> None:
     with WorkerPool(2) as pool:
-        tasks = [(str(path), str(path)) for path in inputs]
-        reader = HeaderReader(Pseudonyms("a salt for fuzzing"), OPTIONS)
+        tasks = [(str(path), str(path), None) for path in inputs]
+        reader = HeaderReader(Pseudonyms("a salt for fuzzing"), OPTIONS, DISK)
         headers = list(pool.ordered_map(reader, tasks, chunk_size=32, on_death=no_loss, limit_s=20))
         passed = [records for records in headers if not isinstance(records, Rejection)]
         assert all(isinstance(record, ImageRecord) for records in passed for record in records)
         tasks = [(records[0].source_id, records[0].frame) for records in passed]
-        images = list(pool.ordered_map(ImageReader(OPTIONS), tasks, chunk_size=8, on_death=no_loss, limit_s=20))
+        images = list(pool.ordered_map(ImageReader(OPTIONS, DISK), tasks, chunk_size=8, on_death=no_loss, limit_s=20))
     assert {type(image) for image in images} == {Rejection, StoredImage}
     assert N_INPUTS // 10 < len(passed) < N_INPUTS, (
         "the damage should stop some files at the header, and let others through"

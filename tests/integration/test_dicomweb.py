@@ -16,9 +16,12 @@ import pytest
 from factories import make_dicom, make_pixels, make_uid
 from orthanc import PASSWORD, USER, find_orthanc, running_orthanc
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless
+from typer.testing import CliRunner
 
+from vet_extensions import cli
 from vet_extensions.errors import UserError
 from vet_extensions.intake.sources.dicomweb import DicomWeb
+from vet_extensions.manifest import Manifest
 from vet_extensions.schema import RejectionCode as Code
 
 pytest.importorskip("dicomweb_client", reason="needs the extra [net]: pip install 'vet-dino[net]'")
@@ -77,6 +80,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
                 )
                 filled.store(path)
         yield filled
+
+
+def test_a_servers_radiographs_become_the_same_manifest_as_their_files(server: Server, tmp_path: Path) -> None:
+    salt = tmp_path / "salt"
+    salt.write_text("a salt for tests")
+    for number, path in enumerate(path for path in server.files.values() if pydicom.dcmread(path).Modality != "CT"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{number}.dcm").write_bytes(path.read_bytes())
+    shared = ["--salt-file", str(salt), "--workers", "0"]
+    asked = [server.root, str(tmp_path / "web"), "--source", "dicomweb", "--headers-file", str(server.headers)]
+    for arguments in (asked, [str(tmp_path / "in"), str(tmp_path / "files")]):
+        result = CliRunner().invoke(cli.app, ["intake", *arguments, *shared])
+        assert result.exit_code == 0, (result.stderr, result.exception)
+    web, files = (Manifest.open(tmp_path / name).table.drop_columns("source_id") for name in ("web", "files"))
+    assert len(web) > 0
+    assert web.equals(files)
+    told = [path.read_bytes() for path in (tmp_path / "web").iterdir() if path.is_file()]
+    assert not any(TOKEN.encode() in text or b"1.2.3" in text for text in told)
 
 
 def test_all_radiographs_are_listed_in_the_order_of_their_keys_whatever_the_page(server: Server) -> None:

@@ -31,6 +31,7 @@ from vet_extensions.intake.header import HeaderReader
 from vet_extensions.intake.options import IntakeOptions
 from vet_extensions.intake.raw_values import RawViews, describe
 from vet_extensions.intake.run import run_intake
+from vet_extensions.intake.sources.dicom_folder import DicomFolder
 from vet_extensions.manifest.validate import summarise
 from vet_extensions.schema import IntakeFolder, Rejection
 
@@ -301,9 +302,9 @@ def test_the_command_line_shows_and_writes_nothing_of_anyone(archive: Path, labe
 
 @pytest.mark.slow
 def test_the_table_of_raw_values_shows_names_on_request_only(archive: Path) -> None:
-    reader, table = HeaderReader(Pseudonyms("a salt for tests"), IntakeOptions()), RawViews()
+    reader, table = HeaderReader(Pseudonyms("a salt for tests"), IntakeOptions(), DicomFolder(archive)), RawViews()
     for path in archive.rglob("*.dcm"):
-        answer, texts = reader.with_raw_values((str(path), "source"))
+        answer, texts = reader.with_raw_values((str(path.relative_to(archive)), "source", None))
         table.add(texts, () if isinstance(answer, Rejection) else answer)
     assert found_in("\n".join(describe(table)).encode()) == []
     assert found_in("\n".join(describe(table, show_all=True)).encode())

@@ -29,6 +29,11 @@ def intake_in_words(summary: "IntakeSummary") -> Iterator[str]:
         )
     for note, count in summary.notes.items():
         yield f"Noted as {note}: {count:,} images."
+    if summary.official_split:
+        yield (
+            "Splits prescribed by the data set: {patients:,} patients ({patients_with_several:,} of them several, the later of "
+            "train, val, test counts), {patients_without:,} without.".format(**summary.official_split)
+        )
     if summary.labels is not None:
         yield (
             f"Labels: {len(summary.labels.columns)} findings; {summary.labels.n_images_without_row:,} images without a row, "

@@ -1,7 +1,10 @@
-"""The verbs `filter`, `split` and `stats` of the command line, which `vet_extensions.cli` registers."""
+"""The verbs `filter`, `split` and `stats` of the command line, which `vet_extensions.cli` registers.
+
+`add_verbs` is how the verbs of this folder's modules become commands.
+"""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +21,12 @@ IntakeRoot = Annotated[
 
 def register(app: typer.Typer, *, say: Callable[[str], None]) -> None:
     """Add the verbs to the program; `say` gets what each has to tell."""
-    for verb, example in _EXAMPLES.items():
+    add_verbs(app, _EXAMPLES, say=say)
+
+
+def add_verbs(app: typer.Typer, examples: Mapping[Callable[..., str], str], *, say: Callable[[str], None]) -> None:
+    """Make each function a command with an example below its help; `say` gets the text that it returns."""
+    for verb, example in examples.items():
         app.command(epilog=f"Example: {example}")(_saying(verb, say))
 
 

@@ -6,17 +6,13 @@ B.5 (SOP classes).
 """
 
 import logging
-import os
-import stat
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedReader, FileIO
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pydicom
@@ -26,6 +22,7 @@ from pydicom.multival import MultiValue
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from vet_extensions.intake.deidentify import HEADER_KEYWORDS, PIXEL_KEYWORDS
+from vet_extensions.intake.opening import BoundedFile
 from vet_extensions.intake.options import MIN_SIDE_PX
 from vet_extensions.intake.refusal import Refusal
 from vet_extensions.schema import RejectionCode as Code
@@ -58,9 +55,6 @@ PHOTOMETRIC_SAMPLES = {
 _HEADER_ROOM_BYTES = 64 * 2**20
 """What a file may hold besides its pixels (overlays, private data) before it counts as too large."""
 
-_LONG_READ_BYTES = 2**16
-"""Longer reads are compared with the file's end first; for short ones the look would cost more than the memory."""
-
 
 @dataclass(frozen=True)
 class PixelLayout:
@@ -90,21 +84,21 @@ class PixelLayout:
         return self.rows * self.columns * samples * self.bits_allocated
 
 
+def largest_file(max_pixels: int) -> int:
+    """Bytes of the largest file that is read."""
+    return 4 * max_pixels + _HEADER_ROOM_BYTES
+
+
 @contextmanager
-def open_dicom(path: Path, *, with_pixels: bool, max_pixels: int) -> Iterator[Dataset]:
+def open_dicom(file: BoundedFile, *, with_pixels: bool, max_pixels: int) -> Iterator[Dataset]:
     """The listed attributes of one file, with PixelData or without.
 
-    Inside the block pydicom neither warns nor logs: its messages quote values, and values are people's names.
+    file: from `opened`. Inside the block pydicom neither warns nor logs: its messages quote values, and values are people's
+    names.
     Errors: Refusal.
     """
     with _quiet_pydicom():
-        try:
-            with _open_regular(path, max_bytes=4 * max_pixels + _HEADER_ROOM_BYTES) as file:
-                dataset = _parse(file, with_pixels=with_pixels, max_bytes=4 * max_pixels + _HEADER_ROOM_BYTES)
-        except OSError as error:
-            # The error's own text holds the path; its class does not.
-            raise Refusal(Code.UNREADABLE, f"the file could not be read ({type(error).__name__})") from None
-        yield dataset
+        yield _parse(file, with_pixels=with_pixels, max_bytes=largest_file(max_pixels))
 
 
 def is_for_processing(dataset: Dataset) -> bool:
@@ -234,26 +228,7 @@ def _quiet_pydicom() -> Iterator[None]:
         settings.reading_validation_mode = mode
 
 
-def _open_regular(path: Path, *, max_bytes: int) -> BinaryIO:
-    """Opening a FIFO would wait for ever and a device may be endless, so look first."""
-    status = path.lstat()
-    if not stat.S_ISREG(status.st_mode):
-        raise Refusal(Code.NOT_A_REGULAR_FILE, "a link, pipe, socket or device")
-    if status.st_size > max_bytes:
-        raise Refusal(Code.TOO_LARGE, f"the file has {status.st_size:,} bytes; at most {max_bytes:,} are read")
-    return _BoundedReader(FileIO(str(path)))  # pydicom wants a name that is text
-
-
-class _BoundedReader(BufferedReader):
-    """Reserves room only for bytes that are there: an element may announce 4 GiB in a file of a few bytes."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > _LONG_READ_BYTES:
-            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
-        return super().read(size)
-
-
-def _parse(file: BinaryIO, *, with_pixels: bool, max_bytes: int) -> Dataset:
+def _parse(file: BoundedFile, *, with_pixels: bool, max_bytes: int) -> Dataset:
     start = file.read(132)
     if start[128:] != b"DICM":
         raise Refusal(Code.NOT_DICOM, "an empty file" if not start else "no DICM mark at byte 128 (PS3.10 section 7.1)")
@@ -261,7 +236,9 @@ def _parse(file: BinaryIO, *, with_pixels: bool, max_bytes: int) -> Dataset:
     file.seek(0)
     keywords = PIXEL_KEYWORDS if with_pixels else HEADER_KEYWORDS
     try:
-        dataset = pydicom.dcmread(file, stop_before_pixels=not with_pixels, specific_tags=list(keywords))
+        dataset = pydicom.dcmread(
+            cast(BinaryIO, file), stop_before_pixels=not with_pixels, specific_tags=list(keywords)
+        )
     except EOFError:
         raise _cut(with_pixels=with_pixels) from None
     except (OSError, MemoryError):
@@ -280,7 +257,7 @@ def _cut(*, with_pixels: bool) -> Refusal:
     return Refusal(code, "the file ends in the middle of an element")
 
 
-def _check_deflated(file: BinaryIO, *, max_bytes: int) -> None:
+def _check_deflated(file: BoundedFile, *, max_bytes: int) -> None:
     """pydicom inflates a deflated data set whole, even for its header: measure it first, keeping nothing (PS3.5 A.5).
 
     The file meta information begins with its own length, (0002,0000) UL (PS3.10 table 7.1-1).

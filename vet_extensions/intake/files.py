@@ -1,16 +1,19 @@
-"""Which files an archive holds: a walk that follows no link, opens nothing it should not, and always gives the same order.
+"""Which files a folder holds: a walk that follows no link, opens nothing it should not, and always gives the same order.
 
-`run` calls `list_files` first; what cannot be a DICOM file by its kind is marked here. The list is columns, since an archive
-of 5 million files must fit beside everything else.
+`DicomFolder` calls `list_files`; what cannot be a DICOM file by its kind is marked here. The list is columns, since an archive
+of 5 million files must fit beside everything else; `run` keeps any source's items in one.
 """
 
+import errno
 import hashlib
 import os
+import re
 import stat
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +28,15 @@ PATHS_A_CHUNK = 65536
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One entry of the archive. relative: its path below the root, "/" between folders. problem: why it is not worth opening."""
+    """One entry of the archive. relative: its path below the root, "/" between folders; or an item's key.
+
+    stamp: changes when the content may have changed: the time of change in ns, or a hash of it and more (64 bits, signed).
+    problem: why it is not worth opening.
+    """
 
     relative: str
     size: int = 0
-    mtime_ns: int = 0
+    stamp: int = 0
     problem: Rejection | None = None
 
 
@@ -39,13 +46,13 @@ class FileList(Sequence[SourceFile]):
     def __init__(self, files: Iterable[SourceFile]) -> None:
         chunks: list[pa.Array] = []
         pending: list[bytes] = []
-        sizes, times = array("q"), array("q")
+        sizes, stamps = array("q"), array("q")
         problems: dict[bytes, Rejection] = {}
         for file in files:
             path = os.fsencode(file.relative)
             pending.append(path)
             sizes.append(file.size)
-            times.append(file.mtime_ns)
+            stamps.append(file.stamp)
             if file.problem is not None:
                 problems[path] = file.problem
             if len(pending) == PATHS_A_CHUNK:
@@ -56,7 +63,7 @@ class FileList(Sequence[SourceFile]):
         order = pc.sort_indices(paths)
         self._paths = paths.take(order)
         self._sizes = np.frombuffer(sizes, np.int64)[order.to_numpy()] if sizes else np.zeros(0, np.int64)
-        self._times = np.frombuffer(times, np.int64)[order.to_numpy()] if times else np.zeros(0, np.int64)
+        self._stamps = np.frombuffer(stamps, np.int64)[order.to_numpy()] if stamps else np.zeros(0, np.int64)
         self._problems = problems
 
     def __len__(self) -> int:
@@ -64,15 +71,28 @@ class FileList(Sequence[SourceFile]):
 
     def __getitem__(self, position):  # pyright: ignore[reportIncompatibleMethodOverride]
         path: bytes = self._paths[position].as_py()
-        size, mtime_ns = int(self._sizes[position]), int(self._times[position])
-        return SourceFile(os.fsdecode(path), size, mtime_ns, self._problems.get(path))
+        size, stamp = int(self._sizes[position]), int(self._stamps[position])
+        return SourceFile(os.fsdecode(path), size, stamp, self._problems.get(path))
+
+    def __iter__(self) -> Iterator[SourceFile]:
+        for start in range(0, len(self), PATHS_A_CHUNK):
+            paths = self._paths.slice(start, PATHS_A_CHUNK).to_pylist()
+            sizes, stamps = (column[start : start + len(paths)].tolist() for column in (self._sizes, self._stamps))
+            for path, size, stamp in zip(paths, sizes, stamps, strict=True):
+                yield SourceFile(os.fsdecode(path), size, stamp, self._problems.get(path))
+
+    def ending_with(self, suffixes: Iterable[str]) -> Iterator[SourceFile]:
+        """The files whose names end with one of these, in any case."""
+        pattern = "(?i)(" + "|".join(re.escape(suffix) for suffix in suffixes) + ")$"
+        found = pc.match_substring_regex(self._paths, pattern)
+        return (self[position] for position in np.flatnonzero(found.to_numpy(zero_copy_only=False)).tolist())
 
     def keys(self, pseudonyms: Pseudonyms) -> "FileKeys":
         """The pseudonym and the state of each file, as numbers."""
         ids, states = array("Q"), array("Q")
         for file in self:
             file_id = int(pseudonyms.file(file.relative), 16)
-            state = hashlib.blake2b(b"%d %d %d" % (file_id, file.size, file.mtime_ns), digest_size=8)
+            state = hashlib.blake2b(b"%d %d %d" % (file_id, file.size, file.stamp), digest_size=8)
             ids.append(file_id)
             states.append(int.from_bytes(state.digest()))
         return FileKeys(np.array(ids, np.uint64), np.array(states, np.uint64))
@@ -80,7 +100,7 @@ class FileList(Sequence[SourceFile]):
 
 @dataclass(frozen=True)
 class FileKeys:
-    """Of each file in a list: ids, uint64 [n], its pseudonym; states, uint64 [n], a hash of pseudonym, size and time of change.
+    """Of each file in a list: ids, uint64 [n], its pseudonym; states, uint64 [n], a hash of pseudonym, size and stamp.
 
     A file that was changed has another state: what a journal says of the old one does not hold.
     """
@@ -115,9 +135,27 @@ def list_files(root: Path, *, chosen: Callable[[bytes], bool] = lambda _: True) 
     return FileList(_walk(root, chosen))
 
 
-def holds_dicom(root: Path, files: Iterable[SourceFile]) -> bool:
-    """Whether any file carries the DICOM mark; stops at the first."""
-    return any(file.problem is None and _has_mark(root / file.relative) for file in files)
+class NotRegularError(OSError):
+    """A link, pipe, socket or device where a file was expected."""
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file's bytes. What was one when it was listed may be a link or a pipe by now: no link is followed, no pipe waited
+    for. Errors: OSError; NotRegularError for what is no regular file."""
+    try:
+        file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115 (the caller closes it)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a socket
+            raise NotRegularError("no regular file") from None
+        raise
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise NotRegularError("no regular file")
+    return file
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _walk(root: Path, chosen: Callable[[bytes], bool]) -> Iterator[SourceFile]:
@@ -153,11 +191,3 @@ def _describe(entry: os.DirEntry[str], relative: str) -> SourceFile:
         return SourceFile(relative, status.st_size, status.st_mtime_ns)
     reason = Rejection(RejectionCode.NOT_A_REGULAR_FILE, "a link, pipe, socket or device")
     return SourceFile(relative, problem=reason)
-
-
-def _has_mark(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False

@@ -2,7 +2,6 @@
 
 import hashlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset
@@ -11,13 +10,17 @@ from vet_extensions.intake.collimation import stated_field, visible_field
 from vet_extensions.intake.colour import colour_to_grey, palette_to_grey
 from vet_extensions.intake.decode import read_frame
 from vet_extensions.intake.deidentify import ID_DIGITS
-from vet_extensions.intake.dicom import PixelLayout, is_for_processing, open_dicom, pixel_layout
+from vet_extensions.intake.dicom import PixelLayout, is_for_processing, largest_file, open_dicom, pixel_layout
 from vet_extensions.intake.frames import frame_notes
+from vet_extensions.intake.header import is_dicom
+from vet_extensions.intake.opening import BoundedFile, opened
 from vet_extensions.intake.options import IntakeOptions
 from vet_extensions.intake.pixels import to_grey
 from vet_extensions.intake.processing import processing_notes
+from vet_extensions.intake.raster import grey_of_used_bits, largest_raster, probe_raster, read_raster
 from vet_extensions.intake.refusal import Refusal
 from vet_extensions.intake.resize import reduce_to, to_bits
+from vet_extensions.intake.sources.base import Source
 from vet_extensions.schema import Crop, ImageRecord, Note, Rejection, RejectionCode
 
 
@@ -50,24 +53,45 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class ImageReader:
-    """The pixel pass for one image, called in a worker with its path and the number of its frame; picklable."""
+    """The pixel pass for one image of `source`, called in a worker with its item's key and the number of its frame; picklable."""
 
     options: IntakeOptions
+    source: Source
 
     def __call__(self, task: tuple[str, int]) -> StoredImage | Rejection:
-        path, frame = task
+        key, frame = task
         try:
-            return self.read_image(Path(path), frame=frame)
+            return self.read_image(key, frame=frame)
         except Refusal as refusal:
             return refusal.rejection
         except Exception as error:
             reason = f"the pixels cannot be interpreted ({type(error).__name__})"
             return Rejection(RejectionCode.DECODE_FAILED, reason)
 
-    def read_image(self, path: Path, *, frame: int = 0) -> StoredImage:
+    def read_image(self, key: str, *, frame: int = 0) -> StoredImage:
         """Decode, bring to grey, crop, reduce. Errors: Refusal."""
+        options, max_pixels = self.options, self.options.max_pixels
+        with opened(self.source, key, max_bytes=max(largest_file(max_pixels), largest_raster(max_pixels))) as file:
+            grey, crop, notes = self._dicom(file, frame) if is_dicom(file) else self._raster(file)
+        pixels = to_bits(reduce_to(grey, longest_side_px=options.longest_side_px), bits=options.bits)
+        if pixels.min() == pixels.max():
+            raise Refusal(RejectionCode.CONSTANT_IMAGE, f"one grey value is left at {options.bits} bits")
+        return StoredImage(pixels, hash_pixels(pixels), crop, tuple(note for note in Note if note in notes))
+
+    def _raster(self, file: BoundedFile) -> tuple[np.ndarray, Crop | None, set[Note]]:
+        limits = {"max_pixels": self.options.max_pixels, "colour": self.options.colour}
+        notes = set() if probe_raster(file, **limits).is_grey else {Note.COLOUR_TO_GREY}
+        file.seek(0)
+        grey = grey_of_used_bits(read_raster(file, **limits))
+        crop = None if self.options.collimation == "keep" else visible_field(grey)
+        if crop is None:
+            return grey, None, notes
+        inside = grey[crop.top : crop.top + crop.rows, crop.left : crop.left + crop.columns]
+        return np.ascontiguousarray(inside), crop, {*notes, Note.CROPPED_BY_BORDER}
+
+    def _dicom(self, file: BoundedFile, frame: int) -> tuple[np.ndarray, Crop | None, set[Note]]:
         options = self.options
-        with open_dicom(path, with_pixels=True, max_pixels=options.max_pixels) as dataset:
+        with open_dicom(file, with_pixels=True, max_pixels=options.max_pixels) as dataset:
             layout = pixel_layout(dataset, max_pixels=options.max_pixels)
             raw, photometric = read_frame(dataset, layout, frame=frame)
             grey, crop, crop_notes = self._field(raw, photometric, dataset, layout)
@@ -76,10 +100,7 @@ class ImageReader:
                 notes.add(Note.COLOUR_TO_GREY)
             elif is_for_processing(dataset):
                 notes.update(processing_notes(dataset))
-        pixels = to_bits(reduce_to(grey, longest_side_px=options.longest_side_px), bits=options.bits)
-        if pixels.min() == pixels.max():
-            raise Refusal(RejectionCode.CONSTANT_IMAGE, f"one grey value is left at {options.bits} bits")
-        return StoredImage(pixels, hash_pixels(pixels), crop, tuple(note for note in Note if note in notes))
+        return grey, crop, notes
 
     def _field(
         self, raw: np.ndarray, photometric: str, dataset: Dataset, layout: PixelLayout

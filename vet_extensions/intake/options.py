@@ -32,6 +32,7 @@ class IntakeOptions:
     label_columns: the columns of that table that are findings; None takes those called `label.<finding>`, and if there are
         none, every column that holds nothing but 0, 1, -1 and empty cells.
     split_fractions: shares of the patients for train, val and test; they sum to 1. split_seed: decides who goes where.
+    official_split: where a data set prescribes a split, take it; the shares and the seed hold for the patients that have none.
     accept_secondary_capture: also take Secondary Capture objects (screen shots and digitised film, as a rule).
     colour: "neutral" takes colour images whose pixels are all but grey (a radiograph that was stored in colour) and rejects the
         others (photographs, ultrasound, painted screenshots); "grey" takes them all, as their luminance; "reject" takes none.
@@ -52,6 +53,7 @@ class IntakeOptions:
     label_columns: tuple[str, ...] | None = None
     split_fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
     split_seed: int = 0
+    official_split: bool = True
     accept_secondary_capture: bool = False
     colour: str = "neutral"
     for_processing: str = "reject"
@@ -124,6 +126,9 @@ class IntakeSummary:
 
     rejected: rejection code -> number of files. splits: split -> {"patients", "studies", "images"}.
     equal_pixels: {"pictures", "images"}: pictures that occur under several SOPInstanceUIDs, and the images that show them.
+    source: {"name", "label_policy"}: what was read, and what became of uncertain and empty cells of its labels.
+    official_split: patients whose split is the one that the source prescribes, those of them that it puts into several (they have
+    the later of train, val, test), and those it says nothing of; empty where it prescribes none.
     notes: note -> number of images; see `schema.Note`.
     part: "i/N" of a part. salt_fingerprint: tells whether the ids of two folders can be compared.
     Not written to the file: was_already_done: nothing was read, OUT already held this very intake; n_headers_taken_over,
@@ -142,6 +147,8 @@ class IntakeSummary:
     run_key: str = ""
     equal_pixels: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+    official_split: dict[str, int] = field(default_factory=dict)
     part: str = ""
     salt_fingerprint: str = ""
     schema_version: int = SCHEMA_VERSION

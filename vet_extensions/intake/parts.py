@@ -25,6 +25,7 @@ from vet_extensions.intake.files import FileKeys, FileList, SourceFile
 from vet_extensions.intake.folder import CANDIDATES_NAME, SOURCES_NAME, OutputFolder, saying_when_full, write_lists
 from vet_extensions.intake.labels import LabelTable
 from vet_extensions.intake.options import IntakeSummary
+from vet_extensions.intake.prescribed import split_all
 from vet_extensions.intake.raw_values import FILE_NAME as RAW_VIEWS_NAME
 from vet_extensions.intake.raw_values import RawViews
 from vet_extensions.intake.tables import (
@@ -41,8 +42,7 @@ from vet_extensions.intake.tables import (
 )
 from vet_extensions.manifest.io import write_manifest
 from vet_extensions.manifest.merge import merge_manifests
-from vet_extensions.manifest.split import split_patients
-from vet_extensions.schema import ImageRecord, IntakeFolder, Rejection, RejectionCode, Split
+from vet_extensions.schema import ImageRecord, IntakeFolder, Rejection, RejectionCode
 from vet_extensions.shards.join import join_shards
 from vet_extensions.shards.writer import write_index
 
@@ -112,13 +112,20 @@ def salt_from_file(path: Path) -> str:
 
 
 def write_candidates(
-    path: Path, candidates: RecordTable, answers: Iterable[ImageRecord | Rejection | None], *, labels: LabelTable
+    path: Path,
+    candidates: RecordTable,
+    answers: Iterable[ImageRecord | Rejection | None],
+    *,
+    labels: LabelTable,
+    split_codes: np.ndarray,
 ) -> None:
-    """All that a merge decides by: each candidate, what its pixels said (null where the headers had decided), its label row."""
+    """All that a merge decides by: each candidate, what its pixels said (null where the headers had decided), its label row, and
+    the number of the split that is prescribed for it."""
     texts = [None if answer is None else json.dumps(answer_to_json(answer)) for answer in answers]
     rows = [labels.row_of(candidate.record) for candidate in candidates]
     table = candidates.table.append_column("answer", pa.array(texts, pa.string()))
     table = table.append_column("label_row", pa.array([-1 if row is None else row for row in rows], pa.int64()))
+    table = table.append_column("split_code", pa.array(split_codes, pa.int8()))
     pq.write_table(
         table.take(pc.sort_indices(table, sort_keys=[("position", "ascending"), ("frame", "ascending")])), path
     )
@@ -183,6 +190,7 @@ def _open_parts(folders: Sequence[Path]) -> list[_FinishedPart]:
             {json.dumps([part.summary.options, part.summary.schema_version], sort_keys=True) for part in parts},
         ),
         ("label tables", {_labels_seen(part.summary) for part in parts}),
+        ("sources", {json.dumps(part.summary.source, sort_keys=True) for part in parts}),
     ):
         if len(same) > 1:
             raise UserError(
@@ -208,9 +216,7 @@ def _merge(
         rejected.add(refused)
     judge = PixelJudge(keys.file_id, refuse_equal_pixels=options["equal_pixels"] == "reject")
     accepted = decided.table.take(np.array(list(_kept_rows(decided.table, judge, rejected)), np.int64)).table
-    patients = pc.unique(accepted["patient_id"]).to_pylist()
-    fractions = dict(zip(Split, options["split_fractions"], strict=True))
-    splits = split_patients(patients, fractions=fractions, seed=options["split_seed"])
+    splits, prescribed = split_all(accepted["patient_id"], accepted["split_code"].to_numpy(), options=options)
     wanted = [
         accepted.filter(pc.equal(accepted["part"], number))["image_id"].combine_chunks() for number in range(len(parts))
     ]
@@ -233,10 +239,12 @@ def _merge(
         n_files=len(accepted) + len(rejected),
         n_accepted=len(accepted),
         n_rejected=len(rejected),
-        n_patients=len(patients),
+        n_patients=len(splits),
         n_studies=pc.count_distinct(accepted["study_id"]).as_py(),
         rejected=rejected.counts(),
         splits=count_splits(manifest),
+        official_split=prescribed,
+        source=first.source,
         equal_pixels=count_equal_pixels(manifest),
         notes=count_notes(manifest),
         labels=labels,

@@ -1,4 +1,4 @@
-"""Intake's two passes over the files: headers in listing order, then pixels in manifest order. Called by `run`.
+"""Intake's two passes over the items of a source: headers in listing order, then pixels in manifest order. Called by `run`.
 
 What each file gave is journaled as soon as it is known, and an interrupted run's journals are taken over before anything is
 read: a file is read again only if its size or time of change is another one.
@@ -19,6 +19,7 @@ from vet_extensions.intake.evidence import RawTexts
 from vet_extensions.intake.files import FileKeys, FileList
 from vet_extensions.intake.header import HeaderReader
 from vet_extensions.intake.image import ImageReader, StoredImage
+from vet_extensions.intake.inventory import Inventory
 from vet_extensions.intake.journal import Journal
 from vet_extensions.intake.options import IntakeOptions
 from vet_extensions.intake.pool import HEADER_LIMIT_S, LIMIT_S, WorkerPool
@@ -82,14 +83,17 @@ class Count:
 
 @dataclass(frozen=True)
 class Archive:
-    """What is read: the files below `root`, their keys, the choices, and the workers that read."""
+    """What is read: the items of a source, their keys, the choices, and the workers that read."""
 
-    root: Path
-    files: FileList
+    inventory: Inventory
     keys: FileKeys
     options: IntakeOptions
     pseudonyms: Pseudonyms
     pool: WorkerPool
+
+    @property
+    def files(self) -> FileList:
+        return self.inventory.files
 
 
 class Passes:
@@ -189,10 +193,11 @@ class Passes:
 
     def _headers(self, todo: np.ndarray) -> Generator[tuple[int, tuple[HeaderAnswer, RawTexts]]]:
         """(position, (answer, raw values)) for each file, in order; what is not worth opening is not sent to a worker."""
-        files, keys, root = self._archive.files, self._archive.keys, self._archive.root
+        files, keys, inventory = self._archive.files, self._archive.keys, self._archive.inventory
+        sound = [position for position in todo.tolist() if files[position].problem is None]
         answers = self._archive.pool.ordered_map(
-            HeaderReader(self._archive.pseudonyms, self._archive.options).with_raw_values,
-            ((str(root / files[p].relative), keys.file_id(p)) for p in todo.tolist() if files[p].problem is None),
+            HeaderReader(self._archive.pseudonyms, self._archive.options, inventory.source).with_raw_values,
+            ((files[p].relative, keys.file_id(p), facts) for p, facts in zip(sound, inventory.facts(sound))),
             chunk_size=HEADERS_A_CHUNK,
             on_death=_without_texts(Code.WORKER_DIED, "the process that read the header died"),
             on_timeout=_without_texts(Code.TIMED_OUT, f"the header took more than {HEADER_LIMIT_S:.0f} s"),
@@ -205,11 +210,11 @@ class Passes:
                 yield position, next(answers) if problem is None else (problem, ())
 
     def _images(self, candidates: RecordTable) -> Generator[StoredImage | Rejection]:
-        root, files, options = self._archive.root, self._archive.files, self._archive.options
+        files, options = self._archive.files, self._archive.options
         largest = options.longest_side_px**2 * options.bits // 8
         return self._archive.pool.ordered_map(
-            ImageReader(options),
-            ((str(root / files[c.position].relative), c.record.frame) for c in candidates),
+            ImageReader(options, self._archive.inventory.source),
+            ((files[c.position].relative, c.record.frame) for c in candidates),
             chunk_size=max(1, min(32, PIXEL_BYTES_A_CHUNK // largest)),
             on_death=lambda _: Rejection(Code.WORKER_DIED, "the process that decoded the file died"),
             on_timeout=lambda _: Rejection(Code.TIMED_OUT, f"decoding took more than {LIMIT_S:.0f} s"),

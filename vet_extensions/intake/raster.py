@@ -1,4 +1,6 @@
-"""PNG, JPEG and TIFF files to grey pixels, for data sets that come as pictures: the sources' readers call `read_raster`.
+"""PNG, JPEG and TIFF files to grey pixels, for data sets that come as pictures.
+
+`header` asks `probe_raster` for what the file's own header tells, `image` asks `read_raster` for the pixels.
 
 Pillow reads the header, so that the size is known before anything is unpacked, and decodes; what it would pass in silence (a
 missing end, a 16-bit inverse scale) is looked after here. Standards: PNG (ISO 15948), JPEG (ISO 10918-1), TIFF 6.0.
@@ -7,7 +9,10 @@ missing end, a 16-bit inverse scale) is looked after here. Standards: PNG (ISO 1
 import io
 import struct
 import warnings
-from typing import Any, BinaryIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Protocol, cast
 
 import cv2
 import numpy as np
@@ -21,12 +26,59 @@ from vet_extensions.schema import RejectionCode as Code
 
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
+_GREY_8 = ("1", "L", "LA")
 _COLOUR = ("RGB", "RGBA", "RGBX", "YCbCr", "CMYK", "P", "PA")
 _METADATA_ROOM_BYTES = 64 * 2**20
 """What a file may hold besides its pixels."""
 
 
-def read_raster(file: BinaryIO, *, max_pixels: int = 100_000_000, colour: str = "neutral") -> np.ndarray:
+class Readable(Protocol):
+    """As much of a file as is used here."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+
+    def tell(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class RasterFacts:
+    """What a picture's header tells. format: PNG, JPEG or TIFF. bits: 8 or 16 a sample.
+
+    photometric: in DICOM's words (PS3.3 C.7.6.3.1.2), RGB for all colour that has no palette.
+    """
+
+    rows: int
+    columns: int
+    bits: int
+    photometric: str
+    format: str
+
+    @property
+    def is_grey(self) -> bool:
+        return self.photometric.startswith("MONOCHROME")
+
+
+def largest_raster(max_pixels: int) -> int:
+    """Bytes of the largest file that is read."""
+    return 8 * max_pixels + _METADATA_ROOM_BYTES
+
+
+def probe_raster(file: Readable, *, max_pixels: int = 100_000_000, colour: str = "neutral") -> RasterFacts:
+    """What the header tells, without decoding; what it alone tells against the file is refused. Errors: Refusal."""
+    with _header_of(file, max_pixels=max_pixels, colour=colour) as image:
+        columns, rows = image.size
+        if image.mode not in (*_GREY_16, *_GREY_8, *_COLOUR):
+            raise _unreadable_mode()
+        is_wide = image.mode in _GREY_16 or (image.mode == "RGB" and "16" in _raw_mode(image))
+        photometric = "PALETTE COLOR" if image.mode in ("P", "PA") else "RGB"
+        if image.mode not in _COLOUR:
+            photometric = "MONOCHROME1" if _is_white_zero(image) else "MONOCHROME2"
+        return RasterFacts(rows, columns, 16 if is_wide else 8, photometric, str(image.format))
+
+
+def read_raster(file: Readable, *, max_pixels: int = 100_000_000, colour: str = "neutral") -> np.ndarray:
     """The picture in `file`, uint8 or uint16 [H, W], black at 0, white at the greatest value. Colour becomes luminance.
 
     16-bit files keep their 16 bits, all others have 8. Transparency is left out, the orientation mark of a camera too: a
@@ -34,16 +86,11 @@ def read_raster(file: BinaryIO, *, max_pixels: int = 100_000_000, colour: str = 
     colour: as `IntakeOptions.colour`; "neutral" refuses what is not grey.
     Errors: Refusal.
     """
-    data = file.read(8 * max_pixels + _METADATA_ROOM_BYTES + 1)
-    if len(data) > 8 * max_pixels + _METADATA_ROOM_BYTES:
-        raise Refusal(Code.TOO_LARGE, f"the file has more than {8 * max_pixels + _METADATA_ROOM_BYTES:,} bytes")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's warnings quote values
-        image = _open(data)
-        _check_size(image, max_pixels=max_pixels)
+    data = file.read(largest_raster(max_pixels) + 1)
+    if len(data) > largest_raster(max_pixels):
+        raise Refusal(Code.TOO_LARGE, f"the file has more than {largest_raster(max_pixels):,} bytes")
+    with _header_of(io.BytesIO(data), max_pixels=max_pixels, colour=colour) as image:
         _check_end(data, image)
-        if image.mode in _COLOUR and colour == "reject":
-            raise Refusal(Code.UNSUPPORTED_PHOTOMETRIC, "stored in colour")
         try:
             return _pixels(data, image, colour=colour)
         except Refusal:
@@ -53,9 +100,33 @@ def read_raster(file: BinaryIO, *, max_pixels: int = 100_000_000, colour: str = 
             raise Refusal(code, f"the pixels cannot be decoded ({type(error).__name__})") from None
 
 
-def _open(data: bytes) -> Image.Image:
+def grey_of_used_bits(pixels: np.ndarray) -> np.ndarray:
+    """uint16 [H, W] over the whole range, from uint8 or uint16.
+
+    8 bits are taken as they are. Of 16 bits nobody says how many are used (12-bit values are stored as they are, or spread):
+    white is the greatest value of the bits that the picture does use, at least 8. Nothing is clipped, and 0 stays black.
+    """
+    if pixels.dtype == np.uint8:
+        return pixels.astype(np.uint16) * 257
+    n_bits = max(8, int(pixels.max()).bit_length())
+    return np.rint(pixels * (65535 / (2**n_bits - 1))).astype(np.uint16)
+
+
+@contextmanager
+def _header_of(file: Readable, *, max_pixels: int, colour: str) -> Iterator[Image.Image]:
+    """The opened picture, whose size and kind of pixels may be read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's warnings quote values
+        image = _open(file)
+        _check_size(image, max_pixels=max_pixels)
+        if image.mode in _COLOUR and colour == "reject":
+            raise Refusal(Code.UNSUPPORTED_PHOTOMETRIC, "stored in colour")
+        yield image
+
+
+def _open(file: Readable) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
+        return Image.open(cast(BinaryIO, file), formats=_FORMATS)
     except UnidentifiedImageError:
         raise Refusal(Code.NOT_AN_IMAGE, "neither PNG, JPEG nor TIFF, or its header is damaged") from None
     except Image.DecompressionBombError:
@@ -122,10 +193,22 @@ def _has_tiff_strips(n_bytes: int, image: Image.Image) -> bool:
     return True
 
 
-def _pixels(data: bytes, image: Image.Image, *, colour: str) -> np.ndarray:
+def _raw_mode(image: Image.Image) -> str:
+    """How the file lays out its samples, as Pillow calls it; only before it is loaded."""
     tiles: Any = getattr(image, "tile", ())
-    raw_mode = str(tiles[0].args) if tiles else ""
-    is_white_zero = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(262) == 0
+    return str(tiles[0].args) if tiles else ""
+
+
+def _is_white_zero(image: Image.Image) -> bool:
+    return image.format == "TIFF" and getattr(image, "tag_v2", {}).get(262) == 0
+
+
+def _unreadable_mode() -> Refusal:
+    return Refusal(Code.UNSUPPORTED_PHOTOMETRIC, "pixels of more than 16 bits, signed, or with a decimal point")
+
+
+def _pixels(data: bytes, image: Image.Image, *, colour: str) -> np.ndarray:
+    raw_mode, is_white_zero = _raw_mode(image), _is_white_zero(image)
     image.load()
     if image.mode in _GREY_16:
         values = np.asarray(image).astype(np.uint16)
@@ -136,7 +219,7 @@ def _pixels(data: bytes, image: Image.Image, *, colour: str) -> np.ndarray:
     if image.mode == "LA":
         return np.array(image.getchannel("L"))
     if image.mode not in _COLOUR:
-        raise Refusal(Code.UNSUPPORTED_PHOTOMETRIC, "pixels of more than 16 bits, signed, or with a decimal point")
+        raise _unreadable_mode()
     if "16" in raw_mode and image.mode == "RGB":
         # Pillow has no mode for colour of 16 bits and keeps the upper eight.
         wide = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -17,6 +17,8 @@ from vet_extensions.intake.folder import SOURCES_NAME
 from vet_extensions.intake.image import ImageReader, StoredImage
 from vet_extensions.intake.options import IntakeOptions
 from vet_extensions.intake.pool import WorkerPool
+from vet_extensions.intake.sources.base import Source
+from vet_extensions.intake.sources.dicom_folder import DicomFolder
 from vet_extensions.manifest.io import Manifest
 from vet_extensions.schema import IntakeFolder, Rejection, RejectionCode
 from vet_extensions.shards.reader import ShardReader
@@ -37,11 +39,11 @@ class Tile:
 
 
 def write_sheets(
-    root: Path, folder: Path, *, n_per_sheet: int = 40, source: Path | None = None, n_workers: int = 1
+    root: Path, folder: Path, *, n_per_sheet: int = 40, source: Path | Source | None = None, n_workers: int = 1
 ) -> list[Path]:
     """Draw `<VIEW>.png` for each view of the intake folder `root`, and `rejected.png` with the refused by reason.
 
-    n_per_sheet: pictures a view, spread evenly over the manifest. source: the archive that was read; with it
+    n_per_sheet: pictures a view, spread evenly over the manifest. source: what was read; with it
     `rejected_<CODE>.png` show the refused files that can be decoded nevertheless, in workers, since they may be hostile.
     Returns the files written.
     Errors: UserError if `root` holds no finished intake.
@@ -59,10 +61,11 @@ def write_sheets(
     lines = [f"{len(files):>10,}   {code}" for code, files in refused.items()] or ["nothing was refused"]
     written.append(_save(folder / "rejected.png", _draw_page("refused files by reason", [], lines=lines)))
     if source is not None:
-        paths = _paths_of(IntakeFolder(root), {file for files in refused.values() for file in files[:n_per_sheet]})
+        source = DicomFolder(source) if isinstance(source, Path) else source
+        keys = _keys_of(IntakeFolder(root), {file for files in refused.values() for file in files[:n_per_sheet]})
         for code, files in refused.items():
-            some = [str(source / paths[file]) for file in files[:n_per_sheet] if file in paths]
-            tiles = [Tile(pixels, (code,)) for pixels in _decode(some, n_workers)]
+            some = [keys[file] for file in files[:n_per_sheet] if file in keys]
+            tiles = [Tile(pixels, (code,)) for pixels in _decode(source, some, n_workers)]
             head = f"{code}: {len(tiles)} of {len(files):,} refused files"
             if tiles:
                 written.append(_save(folder / f"rejected_{code}.png", _draw_page(head, tiles)))
@@ -82,20 +85,20 @@ def _files_by_reason(layout: IntakeFolder) -> dict[str, list[str]]:
     return dict(sorted(files.items()))
 
 
-def _paths_of(layout: IntakeFolder, wanted: set[str]) -> dict[str, str]:
+def _keys_of(layout: IntakeFolder, wanted: set[str]) -> dict[str, str]:
     with (layout.private / SOURCES_NAME).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return {row["file_id"]: row["path"] for row in csv.DictReader(file) if row["file_id"] in wanted}
 
 
-def _decode(paths: Sequence[str], n_workers: int) -> Iterable[np.ndarray]:
-    """The pictures of those files that decode after all; colour and raw images too, so that they can be seen."""
+def _decode(source: Source, keys: Sequence[str], n_workers: int) -> Iterable[np.ndarray]:
+    """The pictures of those items that decode after all; colour and raw images too, so that they can be seen."""
     options = IntakeOptions(
         longest_side_px=TILE_PX, colour="grey", for_processing="log", multi_frame="first", accept_secondary_capture=True
     )
     lost = Rejection(RejectionCode.DECODE_FAILED, "the process that decoded the file died")
     with WorkerPool(n_workers) as pool:
         answers = pool.ordered_map(
-            ImageReader(options), ((path, 0) for path in paths), chunk_size=1, on_death=lambda _: lost
+            ImageReader(options, source), ((key, 0) for key in keys), chunk_size=1, on_death=lambda _: lost
         )
         return [answer.pixels for answer in answers if isinstance(answer, StoredImage)]
 

@@ -172,10 +172,11 @@ def test_phantom_counts_its_studies_and_prints_the_summary(monkeypatch: pytest.M
 
 def test_intake_says_what_became_of_every_file(monkeypatch: pytest.MonkeyPatch) -> None:
     from vet_extensions.intake.options import IntakeOptions, IntakeSummary
+    from vet_extensions.intake.sources.dicom_folder import DicomFolder
 
     seen: dict[str, Any] = {}
 
-    def run_intake(source: Path, out: Path, **kwargs: Any) -> IntakeSummary:
+    def run_intake(source: DicomFolder, out: Path, **kwargs: Any) -> IntakeSummary:
         seen.update(kwargs, source=source, out=out)
         return IntakeSummary(
             n_files=5,
@@ -191,7 +192,7 @@ def test_intake_says_what_became_of_every_file(monkeypatch: pytest.MonkeyPatch) 
     result = run("intake", "dicom", "out", "--longest-side", "256", "--split-seed", "3", "--workers", "0")
     assert result.exit_code == 0, result.stderr
     assert seen["options"] == IntakeOptions(longest_side_px=256, split_seed=3)
-    assert (seen["source"], seen["out"], seen["n_workers"]) == (Path("dicom"), Path("out"), 0)
+    assert (seen["source"], seen["out"], seen["n_workers"]) == (DicomFolder(Path("dicom")), Path("out"), 0)
     assert result.stdout.splitlines() == [
         "5 files: 3 accepted, 2 rejected (see rejected.csv).",
         "  NOT_DICOM: 2",

@@ -54,8 +54,20 @@ class SourceItem:
 class Source(Protocol):
     """A place with images. Picklable and cheap to pickle: workers open the items themselves."""
 
-    label_names: tuple[str, ...]
-    """Findings that the facts may speak of; empty for DICOM."""
+    @property
+    def name(self) -> str:
+        """What intake.json calls it."""
+        ...
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Findings that the facts may speak of; empty for DICOM."""
+        ...
+
+    @property
+    def label_policy(self) -> Mapping[str, str]:
+        """How the labels were read, for intake.json; empty where there are none."""
+        ...
 
     def items(self) -> Iterator[SourceItem]:
         """Every item, sorted by key (as bytes). What a table names and the disk lacks is an item with a problem, and what lies on

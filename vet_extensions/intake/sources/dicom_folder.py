@@ -7,12 +7,12 @@ cannot be read (to its end). Keys may hold names of people: they stay in intake 
 import heapq
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from vet_extensions.intake.files import list_files
+from vet_extensions.intake.files import FileList, list_files, open_regular
 from vet_extensions.intake.sources.archives import (
     ARCHIVE_SUFFIXES,
     ArchiveLimits,
@@ -32,30 +32,50 @@ class DicomFolder:
 
     root: Path
     limits: ArchiveLimits = field(default_factory=ArchiveLimits)
-    label_names: tuple[str, ...] = ()
+    name: str = field(default="DICOM", init=False)
+    label_names: tuple[str, ...] = field(default=(), init=False)
+
+    @property
+    def label_policy(self) -> dict[str, str]:
+        return {}
 
     def items(self) -> Iterator[SourceItem]:
         """Every file and member, sorted by key. Links, pipes and what archives should not hold are items with a problem.
 
         Errors: UserError if `root` is no readable folder.
         """
-        files = list_files(self.root)
+        files, archives = self.list_files()
+        return self.with_members(files, archives)
+
+    def list_files(self, *, chosen: Callable[[bytes], bool] | None = None) -> tuple[FileList, list[str]]:
+        """The files, archives among them, and the archives' names. Where there are none the files are the items.
+
+        chosen: by its key, whether an item is wanted; other files, unless archives, are not even asked for their size.
+        """
+        if chosen is None:
+            files = list_files(self.root)
+        else:
+            files = list_files(self.root, chosen=lambda path: chosen(path) or is_archive(os.fsdecode(path)))
+        return files, [file.relative for file in files.ending_with(ARCHIVE_SUFFIXES) if file.problem is None]
+
+    def with_members(self, files: FileList, archives: Sequence[str]) -> Iterator[SourceItem]:
+        """The items: `files` without the archives, and these archives' members."""
+        taken = set(archives)
         plain = (
-            SourceItem(file.relative, file.size, f"{file.mtime_ns}:{file.size}", file.problem)
+            SourceItem(file.relative, file.size, str(file.stamp), file.problem)
             for file in files
-            if file.problem is not None or not is_archive(file.relative)
+            if file.relative not in taken
         )
-        archives = [file.relative for file in files if file.problem is None and is_archive(file.relative)]
         # By the prefix of their members: "a.zip .dcm" comes between "a.zip" and "a.zip!/".
-        archives.sort(key=lambda name: os.fsencode(name + MEMBER_MARK))
-        members = (item for name in archives for item in self._members(name))
-        return heapq.merge(plain, members, key=lambda item: os.fsencode(item.key))
+        in_order = sorted(archives, key=lambda name: os.fsencode(name + MEMBER_MARK))
+        members = (item for name in in_order for item in self._members(name))
+        return heapq.merge(plain, members, key=lambda item: os.fsencode(item.key)) if archives else plain
 
     def open(self, key: str) -> BinaryIO:
-        """The bytes of a file or a member. Errors: OSError."""
+        """The bytes of a file or a member. Errors: OSError; NotRegularError for what is no regular file."""
         name, inner = self._parts(key)
         if inner is None:
-            return open(self.root / name, "rb", opener=_open_without_waiting)
+            return open_regular(self.root / name)
         return open_member(self.root / name, inner, limits=self.limits)
 
     def _members(self, name: str) -> Iterator[SourceItem]:
@@ -76,11 +96,6 @@ class DicomFolder:
             if (self.root / key[:end]).is_file() and not (self.root / f"{key[:end]}!").exists():
                 return key[:end], key[found.end() :]
         return key, None
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    """What was a file when it was listed may be a link or a pipe by now: the one is refused, the other does not block."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 _MARKED_SUFFIX = re.compile("(?:" + "|".join(re.escape(suffix) for suffix in ARCHIVE_SUFFIXES) + ")!/", re.IGNORECASE)

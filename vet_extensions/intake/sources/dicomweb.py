@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,7 +55,8 @@ class DicomWeb:
     n_attempts: int = 5
     wait_ms: int = 250
     timeout_s: float = 60.0
-    label_names: tuple[str, ...] = ()
+    name: str = field(default="DICOMweb", init=False)
+    label_names: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -68,6 +69,10 @@ class DicomWeb:
             raise UserError(
                 "The server's address holds a user name or password. Give them in a file with headers instead."
             )
+
+    @property
+    def label_policy(self) -> dict[str, str]:
+        return {}
 
     def items(self) -> Iterator[SourceItem]:
         """Every instance of the studies that match, sorted by key. A study that cannot be listed is an item with a problem.

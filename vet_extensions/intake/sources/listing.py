@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vet_extensions.errors import UserError
+from vet_extensions.intake.files import open_regular
 from vet_extensions.intake.sources.base import ImageFacts, SourceItem
 from vet_extensions.intake.sources.labelling import LabelRows
 from vet_extensions.schema import Rejection, RejectionCode, Split, View
@@ -121,7 +122,7 @@ class TabledSource(ABC):
 
     def open(self, key: str) -> BinaryIO:
         """See `Source`. Errors: OSError, also where `key` leads out of the root."""
-        return Path(_real_path(os.path.realpath(self.root), key)).open("rb")
+        return open_regular(Path(_real_path(os.path.realpath(self.root), key)))
 
 
 def list_images(root: Path, rows: ImageRows, *, name: str) -> Iterator[SourceItem]:

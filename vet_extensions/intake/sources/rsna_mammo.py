@@ -39,8 +39,8 @@ class RsnaMammo(TabledSource):
     """54,706 mammograms of 11,913 patients from two sites; no official split but a hidden test set.
 
     The files are DICOM and their items have facts all the same. Labels come from the facts, and so do the identifiers, which the
-    tables know under other names than the headers. Of view and laterality the header speaks first (many here are silent); the
-    facts count where it is. There is no study: a patient's images are one.
+    tables know under other names than the headers. View and laterality are the table's, as the labels are (many headers here
+    are silent); the header counts where it names none. There is no study: a patient's images are one.
 
     Labels: the table's flags, per breast (implant at site 1 per patient); `recalled` (BIRADS 0 against 1 and 2) and
     `dense_breast` (density C and D). Site 2 states neither BIRADS nor density.

@@ -55,8 +55,8 @@ class VinDrMammo(TabledSource):
     """20,000 mammograms of 5,000 exams, four of each: CC and MLO of both breasts.
 
     The files are DICOM and their items have facts all the same. Labels and split come from the facts, and so do the
-    identifiers, since no header repeats the tables' names. Of view and laterality the header speaks first; the facts count where
-    it is silent. An exam is a patient: whether two exams are of one person is not published.
+    identifiers, since no header repeats the tables' names. View and laterality are the tables', as the labels are; the header
+    counts where they are silent. An exam is a patient: whether two exams are of one person is not published.
 
     Labels: `suspicious_birads` (BI-RADS 4 and 5 present, 1 and 2 absent, 3 uncertain), `dense_breast` (density C and D), and
     whether any finding of a category was marked in the image.

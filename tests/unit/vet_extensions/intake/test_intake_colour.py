@@ -12,6 +12,7 @@ from pydicom.data import get_testdata_file
 from pydicom.pixels import apply_color_lut, convert_color_space, pixel_array
 from pydicom.uid import RLELossless
 
+from tests.source_files import DISK
 from vet_extensions.intake.colour import colour_to_grey
 from vet_extensions.intake.deidentify import Pseudonyms
 from vet_extensions.intake.header import HeaderReader
@@ -49,8 +50,8 @@ def bundled(name: str) -> str:
 def read(path: Path | str, **options) -> StoredImage | Rejection:
     """Both passes, as in a run."""
     chosen = IntakeOptions(**options)
-    records = HeaderReader(Pseudonyms("test salt"), chosen)((str(path), "file"))
-    return records if isinstance(records, Rejection) else ImageReader(chosen)((str(path), 0))
+    records = HeaderReader(Pseudonyms("test salt"), chosen, DISK)((str(path), "file", None))
+    return records if isinstance(records, Rejection) else ImageReader(chosen, DISK)((str(path), 0))
 
 
 def make_rgb(path: Path, rgb: np.ndarray, **overrides) -> Path:
@@ -81,7 +82,9 @@ def test_the_luminance_is_that_of_pydicoms_rgb(name: str) -> None:
         rgb = pixel_array(path, index=0).astype(np.float64)
     top = 65535 if name == "SC_rgb_rle_16bit.dcm" else 255
     expected = rgb @ [0.299, 0.587, 0.114] / top * WHITE
-    answer = ImageReader(IntakeOptions(colour="grey", bits=16, longest_side_px=4096, multi_frame="each"))((path, 0))
+    answer = ImageReader(IntakeOptions(colour="grey", bits=16, longest_side_px=4096, multi_frame="each"), DISK)(
+        (str(path), 0)
+    )
     assert isinstance(answer, StoredImage)
     assert answer.notes[0] == Note.COLOUR_TO_GREY
     # pydicom rounds RGB to whole levels, and cuts what lies outside of it.
@@ -95,7 +98,7 @@ def test_a_palette_is_looked_up_as_pydicom_does() -> None:
     dataset = dcmread(path)
     rgb = apply_color_lut(dataset.pixel_array, dataset).astype(np.float64)
     expected = rgb @ [0.299, 0.587, 0.114] / np.iinfo(np.uint16).max * WHITE
-    answer = ImageReader(IntakeOptions(colour="grey", bits=16, longest_side_px=4096))((path, 0))
+    answer = ImageReader(IntakeOptions(colour="grey", bits=16, longest_side_px=4096), DISK)((str(path), 0))
     assert isinstance(answer, StoredImage)
     np.testing.assert_allclose(answer.pixels, expected, atol=0.51)
 
@@ -173,7 +176,7 @@ def test_a_grey_palette_is_a_grey_image(tmp_path: Path, entry_bits: int) -> None
 
 
 def test_a_palette_in_colour_is_refused_by_default() -> None:
-    answer = ImageReader(IntakeOptions())((bundled("examples_palette.dcm"), 0))
+    answer = ImageReader(IntakeOptions(), DISK)((str(bundled("examples_palette.dcm")), 0))
     assert isinstance(answer, Rejection)
     assert answer.code == RejectionCode.UNSUPPORTED_PHOTOMETRIC
 

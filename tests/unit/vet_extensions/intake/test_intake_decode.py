@@ -31,8 +31,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from tests.source_files import opened_dicom
 from vet_extensions.intake.decode import DECODERS, read_frame
-from vet_extensions.intake.dicom import open_dicom, pixel_layout
+from vet_extensions.intake.dicom import pixel_layout
 from vet_extensions.intake.pixels import stored_values
 from vet_extensions.intake.refusal import Refusal
 from vet_extensions.schema import RejectionCode
@@ -116,7 +117,7 @@ def _transcode_with_gdcm(path: Path, syntax: UID) -> None:
 
 
 def decode(path: Path, *, frame: int = 0) -> np.ndarray:
-    with open_dicom(path, with_pixels=True, max_pixels=10**7) as dataset:
+    with opened_dicom(path, max_pixels=10**7) as dataset:
         return read_frame(dataset, pixel_layout(dataset, max_pixels=10**7), frame=frame)[0]
 
 
@@ -248,7 +249,7 @@ def test_all_of_pydicoms_own_images_decode_as_pydicom_decodes_them_or_are_refuse
     n_equal = 0
     for name in get_testdata_files("**/*.dcm"):
         try:
-            with open_dicom(Path(name), with_pixels=True, max_pixels=10**7) as dataset:
+            with opened_dicom(name, max_pixels=10**7) as dataset:
                 layout = pixel_layout(dataset, max_pixels=10**7)
                 raw, _ = read_frame(dataset, layout)
         except Refusal:

@@ -21,10 +21,11 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from tests.source_files import DISK, opened_dicom
 from vet_extensions.intake import decode
 from vet_extensions.intake.decode import read_frame
 from vet_extensions.intake.deidentify import Pseudonyms
-from vet_extensions.intake.dicom import open_dicom, pixel_layout
+from vet_extensions.intake.dicom import pixel_layout
 from vet_extensions.intake.header import HeaderReader
 from vet_extensions.intake.image import ImageReader, StoredImage
 from vet_extensions.intake.options import IntakeOptions
@@ -36,12 +37,12 @@ SECRET = "SMITH"
 def read(path: Path, **options) -> StoredImage | Rejection:
     """Both passes over one file, as in a run."""
     chosen = IntakeOptions(**options)
-    records = HeaderReader(Pseudonyms("test salt"), chosen)((str(path), "file"))
-    return records if isinstance(records, Rejection) else ImageReader(chosen)((str(path), records[0].frame))
+    records = HeaderReader(Pseudonyms("test salt"), chosen, DISK)((str(path), "file", None))
+    return records if isinstance(records, Rejection) else ImageReader(chosen, DISK)((str(path), records[0].frame))
 
 
 def header_of(path: Path) -> ImageRecord:
-    records = HeaderReader(Pseudonyms("test salt"), IntakeOptions())((str(path), "file-1"))
+    records = HeaderReader(Pseudonyms("test salt"), IntakeOptions(), DISK)((str(path), "file-1", None))
     assert not isinstance(records, Rejection)
     return records[0]
 
@@ -116,10 +117,10 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     assert code_of(tmp_path / "link.dcm") == RejectionCode.NOT_A_REGULAR_FILE
 
 
-def test_a_vanished_file_is_unreadable_and_its_path_stays_secret(tmp_path: Path) -> None:
+def test_a_vanished_file_is_missing_and_its_path_stays_secret(tmp_path: Path) -> None:
     answer = read(tmp_path / f"{SECRET}.dcm")
     assert isinstance(answer, Rejection)
-    assert answer.code == RejectionCode.UNREADABLE
+    assert answer.code == RejectionCode.FILE_MISSING
     assert SECRET not in answer.detail
 
 
@@ -243,7 +244,7 @@ def test_lossless_transfer_syntaxes_give_the_written_pixels(tmp_path: Path, synt
     pixels = make_pixels(48, 64, bits=bits)
     pixels = pixels.astype(np.uint8) if bits == 8 else pixels
     path = make_dicom(tmp_path / "image.dcm", pixels=pixels, transfer_syntax=syntax, BitsStored=bits, HighBit=bits - 1)
-    with open_dicom(path, with_pixels=True, max_pixels=10**6) as dataset:
+    with opened_dicom(path, max_pixels=10**6) as dataset:
         decoded = read_frame(dataset, pixel_layout(dataset, max_pixels=10**6))[0]
     np.testing.assert_array_equal(decoded, pixels)
 
@@ -279,7 +280,7 @@ def test_a_file_without_patient_is_accepted(tmp_path: Path) -> None:
 
 def test_the_parser_sees_no_unlisted_attribute(tmp_path: Path) -> None:
     path = make_dicom(tmp_path / "image.dcm", PatientName=SECRET, ResponsiblePerson=SECRET, PatientAddress=SECRET)
-    with open_dicom(path, with_pixels=True, max_pixels=10**6) as dataset:
+    with opened_dicom(path, max_pixels=10**6) as dataset:
         assert SECRET not in str(dataset)
 
 

@@ -7,6 +7,7 @@ import pytest
 from factories import make_dicom
 from pydicom import Dataset
 
+from tests.source_files import DISK
 from vet_extensions.intake.deidentify import HEADER_KEYWORDS, Pseudonyms
 from vet_extensions.intake.evidence import CODE_KEYWORDS, TEXT_KEYWORDS, Evidence, decide
 from vet_extensions.intake.header import HeaderReader
@@ -17,7 +18,7 @@ NAMES = Pseudonyms("a salt for tests")
 
 
 def read(path: Path, **options) -> ImageRecord:
-    answer = HeaderReader(NAMES, IntakeOptions(**options))((str(path), "source"))
+    answer = HeaderReader(NAMES, IntakeOptions(**options), DISK)((str(path), "source", None))
     assert not isinstance(answer, Rejection), answer
     return answer[0]
 
@@ -55,7 +56,7 @@ def test_an_image_that_may_name_someone_is_flagged_kept_or_refused_by_policy(tmp
     path = make_dicom(tmp_path / "a.dcm", **alarm)
     assert read(path).notes == (Note.BURNED_IN_TEXT,)
     assert read(path, burned_in="keep").notes == ()
-    refused = HeaderReader(NAMES, IntakeOptions(burned_in="reject"))((str(path), "source"))
+    refused = HeaderReader(NAMES, IntakeOptions(burned_in="reject"), DISK)((str(path), "source", None))
     assert isinstance(refused, Rejection)
     assert refused.code == RejectionCode.BURNED_IN_TEXT
 
@@ -67,11 +68,13 @@ def test_no_alarm_without_a_yes(tmp_path: Path, value: str | None) -> None:
 
 
 def test_the_raw_values_are_handed_out_beside_the_record_and_not_with_a_rejection(tmp_path: Path) -> None:
-    reader = HeaderReader(NAMES, IntakeOptions())
+    reader = HeaderReader(NAMES, IntakeOptions(), DISK)
     path = make_dicom(tmp_path / "a.dcm", ViewPosition="REX", BodyPartExamined="CHEST")
-    assert {("ViewPosition", "REX"), ("BodyPartExamined", "CHEST")} <= set(reader.with_raw_values((str(path), "s"))[1])
+    assert {("ViewPosition", "REX"), ("BodyPartExamined", "CHEST")} <= set(
+        reader.with_raw_values((str(path), "s", None))[1]
+    )
     (tmp_path / "b.dcm").write_text("Rex")
-    assert reader.with_raw_values((str(tmp_path / "b.dcm"), "s"))[1] == ()
+    assert reader.with_raw_values((str(tmp_path / "b.dcm"), "s", None))[1] == ()
 
 
 def test_the_mapping_named_in_the_options_decides(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from factories import make_dicom, make_pixels, make_uid
 
+from tests.source_files import DISK
 from vet_extensions.errors import UserError
 from vet_extensions.intake.collimation import visible_field
 from vet_extensions.intake.deidentify import Pseudonyms
@@ -23,11 +24,11 @@ FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.1.1"
 
 
 def headers(path: Path, **options) -> tuple[ImageRecord, ...] | Rejection:
-    return HeaderReader(PSEUDONYMS, IntakeOptions(**options))((str(path), "file"))
+    return HeaderReader(PSEUDONYMS, IntakeOptions(**options), DISK)((str(path), "file", None))
 
 
 def image(path: Path, *, frame: int = 0, **options) -> StoredImage:
-    answer = ImageReader(IntakeOptions(**options))((str(path), frame))
+    answer = ImageReader(IntakeOptions(**options), DISK)((str(path), frame))
     assert isinstance(answer, StoredImage), answer
     return answer
 
@@ -35,7 +36,7 @@ def image(path: Path, *, frame: int = 0, **options) -> StoredImage:
 def rejection(path: Path, **options) -> RejectionCode:
     answer = headers(path, **options)
     if not isinstance(answer, Rejection):
-        pixels = ImageReader(IntakeOptions(**options))((str(path), 0))
+        pixels = ImageReader(IntakeOptions(**options), DISK)((str(path), 0))
         assert isinstance(pixels, Rejection), "the file was accepted"
         return pixels.code
     return answer.code

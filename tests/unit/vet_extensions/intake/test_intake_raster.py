@@ -11,7 +11,7 @@ import pytest
 from factories import make_pixels
 from PIL import Image
 
-from vet_extensions.intake.raster import read_raster
+from vet_extensions.intake.raster import RasterFacts, grey_of_used_bits, probe_raster, read_raster
 from vet_extensions.intake.refusal import Refusal
 from vet_extensions.schema import RejectionCode
 
@@ -188,3 +188,49 @@ def test_what_cannot_be_used_gets_its_reason(data: bytes, code: RejectionCode) -
 def test_more_bytes_than_its_pixels_could_need_are_too_large() -> None:
     room = 64 * 2**20
     assert refusal_of(encode(GREY_8, "PNG") + bytes(room + 8 * 4096), max_pixels=4096) == RejectionCode.TOO_LARGE
+
+
+class HeaderOnly(io.BytesIO):
+    """A file of which no more than its first bytes may be read."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        assert size is not None
+        assert 0 <= size < 2000, "a probe reads the header, not the pixels"
+        return super().read(size)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (encode(GREY_8, "PNG"), RasterFacts(48, 64, 8, "MONOCHROME2", "PNG")),
+        (encode(GREY_16, "PNG"), RasterFacts(48, 64, 16, "MONOCHROME2", "PNG")),
+        (encode(GREY_16, "TIFF"), RasterFacts(48, 64, 16, "MONOCHROME2", "TIFF")),
+        (encode(as_rgb(GREY_8), "PNG"), RasterFacts(48, 64, 8, "RGB", "PNG")),
+        (encode(Image.fromarray(GREY_8).convert("P"), "PNG"), RasterFacts(48, 64, 8, "PALETTE COLOR", "PNG")),
+    ],
+)
+def test_a_probe_tells_size_depth_and_kind_from_the_header_alone(data: bytes, expected: RasterFacts) -> None:
+    assert probe_raster(HeaderOnly(data)) == expected
+
+
+def test_a_probe_refuses_what_the_header_speaks_against() -> None:
+    given: list[tuple[bytes, dict[str, Any], RejectionCode]] = [
+        (b"no picture", {}, RejectionCode.NOT_AN_IMAGE),
+        (encode(GREY_8, "PNG"), {"max_pixels": 1000}, RejectionCode.TOO_LARGE),
+        (encode(as_rgb(GREY_8), "PNG"), {"colour": "reject"}, RejectionCode.UNSUPPORTED_PHOTOMETRIC),
+        (encode(GREY_8.astype(np.float32), "TIFF"), {}, RejectionCode.UNSUPPORTED_PHOTOMETRIC),
+    ]
+    for data, options, code in given:
+        with pytest.raises(Refusal) as caught:
+            probe_raster(io.BytesIO(data), **options)
+        assert caught.value.rejection.code == code
+
+
+@pytest.mark.parametrize(("top", "white"), [(255, 255), (100, 255), (4095, 4095), (4096, 8191), (65535, 65535)])
+def test_white_is_the_greatest_value_of_the_bits_that_a_16_bit_picture_uses(top: int, white: int) -> None:
+    values = np.array([[0, top // 2, top]], np.uint16)
+    np.testing.assert_array_equal(grey_of_used_bits(values), np.rint(values * (65535 / white)))
+
+
+def test_8_bit_pictures_are_taken_as_they_are() -> None:
+    np.testing.assert_array_equal(grey_of_used_bits(np.array([[0, 7, 200]], np.uint8)), [[0, 7 * 257, 200 * 257]])

@@ -40,14 +40,18 @@ def row(number: int, position: str, **values: str) -> list[str]:
     return [dicom, path_of(number), *identity, *labels, position, "2000", "2000", "X"]
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+def make_copy(tmp_path: Path) -> Path:
     write_images(tmp_path, (path_of(number) for number in range(len(POSITIONS))))
     rows = [row(number, position) for number, position in enumerate(POSITIONS)]
     rows[0] = row(0, "PA", Edema="-1.0", Fracture="1.0", Pneumonia="0.0")
     write_csv(tmp_path / "master_spreadsheet_update.csv", HEADER, reversed(rows))
     (tmp_path / "master_spreadsheet.csv").write_text("the first release\n")
     return tmp_path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_copy(tmp_path)
 
 
 def test_ids_keep_their_zeros_and_studies_their_images(root: Path) -> None:

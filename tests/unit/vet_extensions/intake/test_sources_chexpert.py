@@ -26,8 +26,7 @@ def row(path: str, side: str, position: str, **values: str) -> list[str]:
     return [f"CheXpert-v1.0-small/{path}", "Unknown", "68", side, position, *labels]
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+def make_copy(tmp_path: Path) -> Path:
     write_images(tmp_path, [A_FRONTAL, A_LATERAL, A_LATER, A_ODD, VALID, TEST, TEST_LATERAL])
     train = [
         row(A_ODD, "Frontal", "LL"),
@@ -40,6 +39,11 @@ def root(tmp_path: Path) -> Path:
     test = [[path, *["0"] * 14] for path in (TEST, TEST_LATERAL)]
     write_csv(tmp_path / "test_labels.csv", ["Path", *CHEXPERT_FINDINGS], test)
     return tmp_path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_copy(tmp_path)
 
 
 def test_patient_and_study_come_from_the_path_whatever_folder_stands_before_it(root: Path) -> None:

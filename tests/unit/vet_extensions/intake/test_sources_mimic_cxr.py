@@ -60,8 +60,7 @@ def label_row(patient: str, study: str, **values: str) -> list[str]:
     return [patient, study, *(values.get(name.replace(" ", "_"), "") for name in FINDINGS)]
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+def make_copy(tmp_path: Path) -> Path:
     """Written out of order; the split table does not list one image, the label table not one study."""
     write_images(tmp_path, map(path_of, IMAGES))
     rows = [
@@ -92,6 +91,11 @@ def root(tmp_path: Path) -> Path:
     for labeller in ("chexpert", "negbio"):
         write_csv(tmp_path / f"mimic-cxr-2.0.0-{labeller}.csv.gz", ["subject_id", "study_id", *FINDINGS], labels)
     return tmp_path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_copy(tmp_path)
 
 
 def test_every_image_is_found_under_its_own_names(root: Path) -> None:

@@ -22,12 +22,16 @@ def write_list(root: Path, split: str, paths: list[str], *, end: str = "\n") -> 
     (root / f"{split}_image_paths.csv").write_bytes("".join(f"MURA-v1.1/{path}{end}" for path in paths).encode())
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+def make_copy(tmp_path: Path) -> Path:
     write_images(tmp_path, [*TRAIN, *VALID])
     write_list(tmp_path, "train", TRAIN)
     write_list(tmp_path, "valid", VALID, end=",\r\n")
     return tmp_path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_copy(tmp_path)
 
 
 def test_the_images_of_a_study_are_grouped_and_studies_of_two_body_parts_are_two(root: Path) -> None:

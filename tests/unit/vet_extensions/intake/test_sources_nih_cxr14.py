@@ -29,10 +29,14 @@ def write_table(root: Path, *, name: str = "Data_Entry_2017_v2020.csv", end: str
     return root
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+def make_copy(tmp_path: Path) -> Path:
     write_images(tmp_path, PATHS.values())
     return write_table(tmp_path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_copy(tmp_path)
 
 
 def by_image(source: NihChestXray14, name: str) -> list:

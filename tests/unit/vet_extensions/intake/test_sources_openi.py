@@ -23,13 +23,17 @@ TERMS = {
 }
 
 
-@pytest.fixture
-def repack(tmp_path: Path) -> Path:
+def make_copy(tmp_path: Path) -> Path:
     write_csv(tmp_path / "indiana_projections.csv", ["uid", "filename", "projection"], IMAGES)
     rows = [(uid, terms, "", "report, of\nseveral lines") for uid, terms in TERMS.items()]
     write_csv(tmp_path / "indiana_reports.csv", ["uid", "MeSH", "Problems", "findings"], rows)
     write_images(tmp_path, [f"{FOLDER}/{name}" for _, name, _ in IMAGES])
     return tmp_path
+
+
+@pytest.fixture
+def repack(tmp_path: Path) -> Path:
+    return make_copy(tmp_path)
 
 
 def test_a_report_is_a_study_of_a_patient_of_its_own(repack: Path) -> None:

@@ -36,11 +36,15 @@ def write_table(root: Path) -> None:
     write_csv(root / f"{TABLE}.gz", HEADER, rows)
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+def make_copy(tmp_path: Path) -> Path:
     write_images(tmp_path, IMAGES, dtype=np.uint16)
     write_table(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_copy(tmp_path)
 
 
 def test_ids_keep_every_digit_and_studies_their_images(root: Path) -> None:

@@ -45,11 +45,15 @@ def write_tables(root: Path, folder: str = "metadata") -> None:
         (root / folder / f"{split}_metadata_view_position.json").write_text(json.dumps(studies))
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+def make_copy(tmp_path: Path) -> Path:
     write_images(tmp_path, PATHS)
     write_tables(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_copy(tmp_path)
 
 
 def test_every_image_of_a_study_s_lists_is_an_item(root: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from factories import make_dicom
+from factories import make_dicom, make_pixels
 
 from tests.source_files import facts_of, items_of, problems_of, write_csv
 from vet_extensions.errors import UserError
@@ -37,12 +37,16 @@ ROWS = [
 PATHS = [f"train_images/{row[1]}/{row[2]}.dcm" for row in ROWS]
 
 
+def make_copy(tmp_path: Path) -> Path:
+    write_csv(tmp_path / "train.csv", NAMES, ROWS)
+    for number, path in enumerate(PATHS):
+        make_dicom(tmp_path / path, Modality="MG", pixels=make_pixels(seed=number))
+    return tmp_path
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    write_csv(tmp_path / "train.csv", NAMES, ROWS)
-    for path in PATHS:
-        make_dicom(tmp_path / path, Modality="MG")
-    return tmp_path
+    return make_copy(tmp_path)
 
 
 def test_a_patients_images_are_one_study(root: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from factories import make_dicom
+from factories import make_dicom, make_pixels
 
 from tests.source_files import facts_of, items_of, problems_of, write_csv, write_images
 from vet_extensions.errors import UserError
@@ -44,11 +44,15 @@ def make_tables(root: Path) -> Path:
     return root
 
 
+def make_copy(tmp_path: Path) -> Path:
+    for number, path in enumerate(PATHS):
+        make_dicom(tmp_path / f"{path}.dicom", Modality="MG", pixels=make_pixels(seed=number))
+    return make_tables(tmp_path)
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for path in PATHS:
-        make_dicom(tmp_path / f"{path}.dicom", Modality="MG")
-    return make_tables(tmp_path)
+    return make_copy(tmp_path)
 
 
 def test_exams_sides_views_and_split_are_the_tables(root: Path) -> None:

@@ -1,0 +1,138 @@
+"""The verbs `intake` and `merge` of the command line, which `vet_extensions.cli` registers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vet_extensions.commands.sentences import intake_in_words
+from vet_extensions.commands.verbs import add_verbs
+from vet_extensions.progress import Progress
+
+if TYPE_CHECKING:
+    from vet_extensions.intake.sources.base import Source
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="Folder with DICOM files, at any depth, archives included; or what --source reads.",
+        show_default=False,
+    ),
+]
+Kind = Annotated[
+    str,
+    typer.Option(
+        "--source",
+        metavar="NAME",
+        help="What SOURCE is: dicom, dicomweb (its URL), table (a CSV, TSV or Parquet file), or a public data set as it is "
+        "downloaded: mimic_cxr, chexpert, padchest, brax, rexgradient, openi, vindr_mammo, rsna_mammo, mura, nih_cxr14.",
+    ),
+]
+Uncertain = Annotated[
+    str | None,
+    typer.Option(help="The source's labels of -1: keep, to_positive, to_negative or missing.", show_default=False),
+]
+Blank = Annotated[str | None, typer.Option(help="The source's empty labels: missing or absent.", show_default=False)]
+Columns = Annotated[
+    Path | None, typer.Option(help="For a table: YAML lines such as 'patient: Animal'; see docs/sources.md.")
+]
+HeadersFile = Annotated[Path | None, typer.Option(help="For a DICOMweb server: lines 'Name: value' that authenticate.")]
+Sheets = Annotated[bool, typer.Option("--sheets", help="Also draw contact sheets by view to OUT/sheets.")]
+
+
+def register(app: typer.Typer, *, say: Callable[[str], None]) -> None:
+    """Add the verbs to the program; `say` gets what each has to tell."""
+    add_verbs(app, _EXAMPLES, say=say)
+
+
+def intake(
+    source: SourceArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it is made.", show_default=False)],
+    kind: Kind = "dicom",
+    uncertain: Uncertain = None,
+    blank: Blank = None,
+    columns: Columns = None,
+    headers_file: HeadersFile = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="CSV, TSV or Parquet table of findings, by study or by image.")
+    ] = None,
+    longest_side: Annotated[int, typer.Option(min=16, help="Longest side of the stored images in pixels.")] = 512,
+    bits: Annotated[int, typer.Option(help="Bits per stored grey value: 8 or 16.")] = 8,
+    split_seed: Annotated[int, typer.Option(min=0, help="Decides which patients are train, val and test.")] = 0,
+    official_split: Annotated[
+        bool, typer.Option(help="Take the split that a data set prescribes, where it does.")
+    ] = True,
+    part: Annotated[
+        str | None, typer.Option(metavar="i/N", help="Read only part i of N, for `vetdino merge`; needs --salt-file.")
+    ] = None,
+    salt_file: Annotated[
+        Path | None, typer.Option(help="Secret behind the pseudonyms, the same for every part; made if there is none.")
+    ] = None,
+    view_map: Annotated[
+        Path | None, typer.Option(help="CSV or YAML table from your raw values to views; see docs/intake.md.")
+    ] = None,
+    burned_in: Annotated[
+        str, typer.Option(help="Images whose header says they may show names: keep, flag or reject.")
+    ] = "flag",
+    sheets: Sheets = False,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0 works in this one.")] = 2,
+) -> str:
+    """Turn DICOM files or a data set into a manifest and shards of grey images; what cannot be used is listed with a reason."""
+    from vet_extensions.intake.options import IntakeOptions
+    from vet_extensions.intake.parts import Part, salt_from_file
+    from vet_extensions.intake.run import run_intake
+    from vet_extensions.intake.sources.registry import make_source
+
+    archive = make_source(kind, source, uncertain=uncertain, blank=blank, columns=columns, headers_file=headers_file)
+    some = None if part is None else Part.parse(part)
+    salt = None if salt_file is None else salt_from_file(salt_file)
+    chosen = IntakeOptions(
+        labels=labels,
+        longest_side_px=longest_side,
+        bits=bits,
+        split_seed=split_seed,
+        official_split=official_split,
+        salt=salt,
+        view_map=view_map,
+        burned_in=burned_in,
+    )
+    with Progress("intake", unit="files") as progress:
+        summary = run_intake(
+            archive,
+            out,
+            options=chosen,
+            part=some,
+            on_progress=progress,
+            on_taken_over=progress.skip,
+            n_workers=workers,
+        )
+    return "\n".join([*intake_in_words(summary), *(_draw_sheets(out, archive, n_workers=workers) if sheets else ())])
+
+
+def merge(
+    parts: Annotated[
+        list[Path], typer.Argument(metavar="OUT_i", help="Folders that `intake --part` wrote.", show_default=False)
+    ],
+    into: Annotated[Path, typer.Option(help="Folder to write; it is made.", show_default=False)],
+    sheets: Sheets = False,
+) -> str:
+    """Merge the parts of an archive: duplicates, conflicts and splits as if one run had read everything."""
+    from vet_extensions.intake.parts import merge_parts
+
+    summary = merge_parts(parts, into)
+    return "\n".join([*intake_in_words(summary), *(_draw_sheets(into, None, n_workers=0) if sheets else ())])
+
+
+def _draw_sheets(root: Path, source: "Source | None", *, n_workers: int) -> list[str]:
+    from vet_extensions.intake.sheets import write_sheets
+
+    n_sheets = len(write_sheets(root, root / "sheets", source=source, n_workers=n_workers))
+    return [f"{n_sheets} contact sheets in {root / 'sheets'}."]
+
+
+_EXAMPLES: dict[Callable[..., str], str] = {
+    intake: "vetdino intake studies_dicom studies --labels labels.csv --longest-side 512 --workers 4",
+    merge: "vetdino merge part_1 part_2 part_3 --into studies",
+}
