@@ -39,6 +39,22 @@ Columns = Annotated[
     Path | None, typer.Option(help="For a table: YAML lines such as 'patient: Animal'; see docs/sources.md.")
 ]
 HeadersFile = Annotated[Path | None, typer.Option(help="For a DICOMweb server: lines 'Name: value' that authenticate.")]
+ViewMap = Annotated[
+    Path | None, typer.Option(help="CSV or YAML table from your raw values to views; see docs/intake.md.")
+]
+BurnedIn = Annotated[str, typer.Option(help="Images whose header says they may show names: keep, flag or reject.")]
+Colour = Annotated[
+    str, typer.Option(help="Images in colour: neutral takes those that are all but grey; reject or grey.")
+]
+ForProcessing = Annotated[str, typer.Option(help="Raw detector values: reject, or log to make a picture of them.")]
+MultiFrame = Annotated[str, typer.Option(help="Files of several frames: reject, first or each.")]
+Collimation = Annotated[str, typer.Option(help="keep the whole image, or crop it to the exposed field.")]
+EqualPixels = Annotated[
+    str, typer.Option(help="The same picture under several identifiers: keep or reject the others.")
+]
+SecondaryCapture = Annotated[
+    bool, typer.Option("--secondary-capture", help="Also take screen shots and digitised film (Secondary Capture).")
+]
 Sheets = Annotated[bool, typer.Option("--sheets", help="Also draw contact sheets by view to OUT/sheets.")]
 
 
@@ -70,12 +86,14 @@ def intake(
     salt_file: Annotated[
         Path | None, typer.Option(help="Secret behind the pseudonyms, the same for every part; made if there is none.")
     ] = None,
-    view_map: Annotated[
-        Path | None, typer.Option(help="CSV or YAML table from your raw values to views; see docs/intake.md.")
-    ] = None,
-    burned_in: Annotated[
-        str, typer.Option(help="Images whose header says they may show names: keep, flag or reject.")
-    ] = "flag",
+    view_map: ViewMap = None,
+    burned_in: BurnedIn = "flag",
+    colour: Colour = "neutral",
+    for_processing: ForProcessing = "reject",
+    multi_frame: MultiFrame = "reject",
+    collimation: Collimation = "keep",
+    equal_pixels: EqualPixels = "keep",
+    secondary_capture: SecondaryCapture = False,
     sheets: Sheets = False,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Worker processes; 0 works in this one.")] = 2,
 ) -> str:
@@ -97,6 +115,12 @@ def intake(
         salt=salt,
         view_map=view_map,
         burned_in=burned_in,
+        colour=colour,
+        for_processing=for_processing,
+        multi_frame=multi_frame,
+        collimation=collimation,
+        equal_pixels=equal_pixels,
+        accept_secondary_capture=secondary_capture,
     )
     with Progress("intake", unit="files") as progress:
         summary = run_intake(

@@ -63,6 +63,8 @@ class HeaderReader:
             return self.read_records(key, source_id=source_id, facts=facts)
         except Refusal as refusal:
             return refusal.rejection, ()
+        except MemoryError:
+            raise  # the pool names it
         except Exception as error:
             reason = f"the header cannot be interpreted ({type(error).__name__})"
             return Rejection(RejectionCode.HEADER_MALFORMED, reason), ()

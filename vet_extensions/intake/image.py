@@ -64,6 +64,8 @@ class ImageReader:
             return self.read_image(key, frame=frame)
         except Refusal as refusal:
             return refusal.rejection
+        except MemoryError:
+            raise  # the pool names it
         except Exception as error:
             reason = f"the pixels cannot be interpreted ({type(error).__name__})"
             return Rejection(RejectionCode.DECODE_FAILED, reason)

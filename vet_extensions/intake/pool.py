@@ -72,7 +72,12 @@ class WorkerPool:
         Errors: UserError if workers cannot start.
         """
         if self._n_workers == 0:
-            yield from map(task, items)
+            for item in items:
+                try:
+                    answer = task(item)
+                except MemoryError:
+                    answer = (on_out_of_memory or on_death)(item)
+                yield answer
             return
         answers = {
             Loss.DIED: on_death,

@@ -95,7 +95,7 @@ def _decode(source: Source, keys: Sequence[str], n_workers: int) -> Iterable[np.
     options = IntakeOptions(
         longest_side_px=TILE_PX, colour="grey", for_processing="log", multi_frame="first", accept_secondary_capture=True
     )
-    lost = Rejection(RejectionCode.DECODE_FAILED, "the process that decoded the file died")
+    lost = Rejection(RejectionCode.WORKER_DIED, "the process that decoded the file died")
     with WorkerPool(n_workers) as pool:
         answers = pool.ordered_map(
             ImageReader(options, source), ((key, 0) for key in keys), chunk_size=1, on_death=lambda _: lost

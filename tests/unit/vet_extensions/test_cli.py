@@ -7,11 +7,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from factories import make_dicom
 from typer.testing import CliRunner, Result
 
 from vet_extensions import cli
 from vet_extensions.errors import UserError
 
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 VERBS = ("phantom", "intake", "merge", "check", "train", "evaluate", "export", "demo", "version")
 
 
@@ -221,3 +223,14 @@ def test_check_ends_with_an_exit_code_that_a_script_can_use(
     result = run("check", "studies")
     assert result.exit_code == code
     assert all(problem in result.stdout for problem in problems)
+
+
+def test_the_policies_of_intake_reach_it_from_the_command_line(tmp_path):
+    for name in ("one", "two"):
+        make_dicom(tmp_path / "dicom" / f"{name}.dcm", SOPClassUID=SECONDARY_CAPTURE)
+    source, always = str(tmp_path / "dicom"), ("--workers", "0")
+    assert "0 images" in run("intake", source, str(tmp_path / "refused"), *always).output
+    assert "2 images" in run("intake", source, str(tmp_path / "taken"), *always, "--secondary-capture").output
+    result = run("intake", source, str(tmp_path / "x"), *always, "--multi-frame", "some")
+    assert result.exit_code != 0
+    assert "reject, first, each" in f"{result.output} {result.exception}"

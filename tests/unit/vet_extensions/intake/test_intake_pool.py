@@ -250,3 +250,17 @@ def test_workers_that_cannot_start_are_an_error_with_a_cure(monkeypatch: pytest.
     monkeypatch.setattr(Worker, "send", lambda self, work: (self._process.kill(), kill(self, work)))
     with WorkerPool(1) as pool, pytest.raises(UserError, match="before it could work"):
         list(pool.ordered_map(double, range(3), chunk_size=1, on_death=no_loss))
+
+
+def out_of_memory(item: int) -> int:
+    if item == 1:
+        raise MemoryError
+    return item
+
+
+def test_in_this_process_too_what_takes_too_much_memory_costs_itself_alone():
+    with WorkerPool(0) as pool:
+        answers = pool.ordered_map(
+            out_of_memory, range(3), chunk_size=1, on_death=lambda _: -1, on_out_of_memory=lambda _: -2
+        )
+        assert list(answers) == [0, -2, 2]
