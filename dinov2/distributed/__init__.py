@@ -55,11 +55,6 @@ def is_main_process() -> bool:
     return get_global_rank() == 0
 
 
-def launched_world_size() -> int:
-    """How many processes the launcher (torchrun or a SLURM step) started, 1 when there is none."""
-    return find_launch().world_size
-
-
 def enable(
     *,
     set_cuda_current_device: bool = True,
@@ -129,8 +124,14 @@ def session() -> Iterator[None]:
 
 
 def process_label() -> str:
-    """What begins a line on the terminal, where several processes share it: nothing for the main one, else `[rank r] `."""
-    rank = find_launch().rank
+    """What begins a line on the terminal, where several processes share it: nothing for the main one, else `[rank r] `.
+
+    Asks the launcher, for the process group may be gone by now; a launcher that contradicts itself may be what is told of.
+    """
+    try:
+        rank = find_launch().rank
+    except UserError:
+        return ""
     return f"[rank {rank}] " if rank else ""
 
 

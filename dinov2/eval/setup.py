@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from dinov2.distributed.launch import find_launch
+from dinov2 import distributed
 from dinov2.models import build_model_from_cfg
 from dinov2.utils.config import setup
 from dinov2.utils.device import resolve_device
@@ -55,19 +55,10 @@ def run_command_line(
     except UserError as error:
         if args.debug:
             raise
-        parser.exit(2, f"{_rank_prefix()}error: {error}\n")
+        parser.exit(2, f"{distributed.process_label()}error: {error}\n")
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-def _rank_prefix() -> str:
-    """ "[rank r] " in every process but the main one. Asks the launcher, for the process group may be gone by now."""
-    try:
-        rank = find_launch().rank
-    except UserError:
-        return ""
-    return f"[rank {rank}] " if rank > 0 else ""
 
 
 def get_autocast_dtype(config: DictConfig) -> torch.dtype:

@@ -1,10 +1,13 @@
 """Who started this process: torchrun's variables, a SLURM step's, or nobody's."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from dinov2 import distributed
 from dinov2.distributed.launch import find_launch, first_host
+from dinov2.train.train import run
 from dinov2.utils.errors import UserError
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
@@ -47,6 +50,21 @@ def test_an_incomplete_set_of_torchrun_variables_is_refused_with_the_names(monke
     set_all(monkeypatch, {"WORLD_SIZE": "2", "RANK": "0"})
     with pytest.raises(UserError, match="MASTER_ADDR, MASTER_PORT, LOCAL_RANK"):
         find_launch()
+
+
+def test_the_mistake_of_an_incomplete_launcher_can_be_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    distributed.disable()
+    set_all(monkeypatch, {"WORLD_SIZE": "2", "RANK": "1"})
+    assert run(["--output-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: The environment has RANK, WORLD_SIZE but not MASTER_ADDR")
+
+
+def test_lines_of_all_but_the_main_process_begin_with_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert distributed.process_label() == ""
+    set_all(monkeypatch, TORCHRUN)
+    assert distributed.process_label() == "[rank 3] "
 
 
 def test_a_rank_beyond_the_world_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
