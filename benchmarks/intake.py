@@ -3,8 +3,8 @@
 Usage: python benchmarks/intake.py [--images 3]
 
 Writes synthetic 12-bit radiographs of 2500 x 2048 pixels in each syntax, then times on one thread (1) each decoder that pydicom
-offers for it, on the stream alone, and (2) intake's pixel pass and the shard writer, from file to 512-pixel member. Prints the
-tables of benchmarks/results/intake.md.
+offers for it, on the stream alone, and (2) intake's pixel pass and the shard writer, from file to 512-pixel member; then the
+header pass, and a whole intake on all cores. Prints the tables of benchmarks/results/intake.md.
 """
 
 import argparse
@@ -153,11 +153,8 @@ def step_table(folder: Path, *, n: int) -> None:
     from vet_extensions.intake.collimation import visible_field
     from vet_extensions.intake.colour import colour_to_grey
     from vet_extensions.intake.decode import read_frame
-    from vet_extensions.intake.deidentify import Pseudonyms
     from vet_extensions.intake.dicom import largest_file, open_dicom, pixel_layout
-    from vet_extensions.intake.header import HeaderReader
     from vet_extensions.intake.opening import opened
-    from vet_extensions.intake.options import IntakeOptions
     from vet_extensions.intake.pixels import to_grey
     from vet_extensions.intake.resize import reduce_to, to_bits
     from vet_extensions.intake.sources.dicom_folder import DicomFolder
@@ -172,17 +169,68 @@ def step_table(folder: Path, *, n: int) -> None:
         raw, _ = read_frame(dataset, layout)
         grey = to_grey(raw, dataset, layout)
         rgb = np.repeat((raw >> 4).astype(np.uint8)[..., None], 3, axis=2)
-        header = HeaderReader(Pseudonyms("benchmark salt"), IntakeOptions(), source)
         steps = {
             "grey scale (window)": lambda: to_grey(raw, dataset, layout),
             "size and depth": lambda: to_bits(reduce_to(grey, longest_side_px=512), bits=8),
             "search for a collimation border": lambda: visible_field(grey),
             "colour to grey, instead of the grey scale": lambda: colour_to_grey(rgb, bits=8, policy="neutral"),
-            "header pass of one file": lambda: header((path.name, "file", None)),
         }
         print("\n| step | ms |\n|---|---|")
         for name, step in steps.items():
             print(f"| {name} | {1000 * seconds_of(step, n=max(n, 9)):.2f} |")
+
+
+def header_table(folder: Path, *, n: int) -> None:
+    """Files a second of the header pass: the file above, and one with the 150 elements of a hospital's archive."""
+    from vet_extensions.intake.deidentify import Pseudonyms
+    from vet_extensions.intake.header import HeaderReader
+    from vet_extensions.intake.options import IntakeOptions
+    from vet_extensions.intake.sources.dicom_folder import DicomFolder
+
+    folder.mkdir()
+    make_file(folder / "few.dcm", SYNTAXES["uncompressed"])
+    dataset = dcmread(folder / "few.dcm")
+    private = dataset.private_block(0x0019, "BENCHMARK", create=True)
+    for number in range(150 - len(dataset)):
+        private.add_new(number, "LO", f"value {number} of a modality's own")
+    dcmwrite(folder / "many.dcm", dataset)
+    header = HeaderReader(Pseudonyms("benchmark salt"), IntakeOptions(), DicomFolder(folder))
+    print("\n| header pass | files/s |\n|---|---|")
+    for name in ("few", "many"):
+        elements = len(dcmread(folder / f"{name}.dcm", stop_before_pixels=True))
+
+        def hundred_times(name: str = name) -> None:
+            for _ in range(100):
+                answer = header((f"{name}.dcm", "file", None))
+                if not isinstance(answer, tuple):
+                    raise SystemExit(f"The benchmark's own file was refused: {answer}")
+
+        print(f"| {elements} elements | {100 / seconds_of(hundred_times, n=max(n, 9)):.0f} |")
+
+
+def whole_table(folder: Path, *, n_files: int) -> None:
+    """A whole intake of JPEG lossless files, both passes, tables and publishing, with 1 worker and with one for each core."""
+    from vet_extensions.intake.options import IntakeOptions
+    from vet_extensions.intake.run import run_intake
+
+    source, cores = folder / "archive", len(os.sched_getaffinity(0))
+    source.mkdir(parents=True)
+    make_file(source / "0.dcm", SYNTAXES["JPEG lossless .70"])
+    dataset = dcmread(source / "0.dcm")
+    for number in range(1, n_files):
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"2.25.1{number}"
+        dcmwrite(source / f"{number}.dcm", dataset)
+    rates = []
+    print("\n| whole intake, JPEG lossless | images/s |\n|---|---|")
+    for n_workers in sorted({1, cores}):
+        start = time.perf_counter()
+        summary = run_intake(
+            source, folder / f"out{n_workers}", options=IntakeOptions(salt="benchmark salt"), n_workers=n_workers
+        )
+        if summary.n_accepted != n_files:
+            raise SystemExit(f"{summary.n_rejected} of the benchmark's own files were refused: {summary.rejected}")
+        rates.append(n_files / (time.perf_counter() - start))
+        print(f"| {n_workers} workers | {rates[-1]:.1f} ({rates[-1] / rates[0]:.2f} times 1 worker's) |", flush=True)
 
 
 def main() -> None:
@@ -193,6 +241,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         decode_table(Path(folder), n=n)
         step_table(Path(folder), n=n)
+        header_table(Path(folder) / "headers", n=n)
+        whole_table(Path(folder) / "whole", n_files=16 * n)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ Standards: PS3.10 section 7.1 (file format), PS3.5 Annex A (transfer syntaxes), 
 B.5 (SOP classes).
 """
 
+import io
 import logging
+import math
 import struct
 import warnings
 import zlib
@@ -15,7 +17,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, BinaryIO, cast
 
-import numpy as np
 import pydicom
 import pydicom.config
 from pydicom import Dataset
@@ -56,6 +57,8 @@ PHOTOMETRIC_SAMPLES = {
 
 _HEADER_ROOM_BYTES = 64 * 2**20
 """What a file may hold besides its pixels (overlays, private data) before it counts as too large."""
+_FIRST_BYTES = 2**16
+"""Few headers are longer; what more would be read comes from the pixels."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,7 @@ def whole_number(dataset: Dataset, keyword: str, *, default: int | None = None) 
         if default is None:
             raise Refusal(Code.HEADER_MALFORMED, f"{keyword} is missing")
         return default
-    if not np.isfinite(value) or value != int(value) or value < 0:
+    if not math.isfinite(value) or value != int(value) or value < 0:
         raise Refusal(Code.HEADER_MALFORMED, f"{keyword} is not a whole number")
     return int(value)
 
@@ -244,6 +247,10 @@ def _parse(file: BoundedFile, *, with_pixels: bool, max_bytes: int) -> Dataset:
     _check_deflated(file, max_bytes=max_bytes)
     file.seek(0)
     tags = [_tag(keyword) for keyword in (PIXEL_KEYWORDS if with_pixels else HEADER_KEYWORDS)]
+    dataset = None if with_pixels else _header_from_memory(file, tags)
+    if dataset is not None:
+        return dataset
+    file.seek(0)
     try:
         dataset = pydicom.dcmread(cast(BinaryIO, file), stop_before_pixels=not with_pixels, specific_tags=tags)
     except EOFError:
@@ -257,6 +264,17 @@ def _parse(file: BoundedFile, *, with_pixels: bool, max_bytes: int) -> Dataset:
     ):  # pydicom keeps the file's end to itself where an element of undefined length meets it, and drops all others
         raise _cut(with_pixels=with_pixels)
     return dataset
+
+
+def _header_from_memory(file: BoundedFile, tags: list[BaseTag]) -> Dataset | None:
+    """The header, if the pixels begin within the first bytes: pydicom asks a file for its place three times an element, which
+    takes as long as all the rest. None if they do not, or at any fault, which the file itself shall show."""
+    start = io.BytesIO(file.read(_FIRST_BYTES))
+    try:
+        dataset = pydicom.dcmread(start, stop_before_pixels=True, specific_tags=tags)
+    except Exception:
+        return None
+    return dataset if dataset and start.tell() < start.getbuffer().nbytes else None
 
 
 def _cut(*, with_pixels: bool) -> Refusal:
