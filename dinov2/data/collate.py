@@ -12,6 +12,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,26 +91,25 @@ def _draw_masks(
     source: RandomSource = random if rng is None else rng
     n_patches = generator.num_patches if n_tokens is None else n_tokens
     n_masked_crops = int(n_crops * mask_probability)
-    # float32 tensors on purpose: the official arithmetic rounds the number of patches from them.
-    edges = torch.linspace(*mask_ratio_tuple, n_masked_crops + 1)
+    # float32 on purpose, one operation at a time: official arithmetic rounds the number of patches from float32 tensors.
+    edges = torch.linspace(*mask_ratio_tuple, n_masked_crops + 1).numpy()
+    patches = np.float32(n_patches)
     masks, upperbound = [], 0
     for low, high in itertools.pairwise(edges):
-        ratio = low + (high - low) * source.random()
-        masks.append(generator(int(n_patches * ratio), rng=source))
-        upperbound += int(n_patches * high)
+        ratio = low + (high - low) * np.float32(source.random())
+        masks.append(generator(int(patches * ratio), rng=source))
+        upperbound += int(patches * high)
     masks += [generator(0, rng=source) for _ in range(n_crops - n_masked_crops)]
     source.shuffle(masks)
     if not masks:
         return torch.zeros(0, n_patches, dtype=torch.bool), 0
-    return torch.stack([torch.from_numpy(mask) for mask in masks]).flatten(1), upperbound
+    return torch.from_numpy(np.stack(masks)).flatten(1), upperbound
 
 
 def _stack_crop_major(crops_of_samples: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> Tensor:
-    """[n * B, C, H, W] from B lists of n crops [C, H, W]; copied and cast in one pass, for a batch is large."""
+    """[n * B, C, H, W] from B lists of n crops [C, H, W]; copied and cast in one call, for a batch has hundreds of crops."""
     first = crops_of_samples[0][0]
     n_crops = len(crops_of_samples[0])
-    out_dtype = torch.uint8 if first.dtype == torch.uint8 else dtype
-    stacked = torch.empty((n_crops, len(crops_of_samples), *first.shape), dtype=out_dtype)
     for position, crops in enumerate(crops_of_samples):
         if len(crops) != n_crops:
             raise ValueError(
@@ -117,13 +117,14 @@ def _stack_crop_major(crops_of_samples: Sequence[Sequence[Tensor]], dtype: torch
                 "equally many crops for every sample."
             )
         for slot, crop in enumerate(crops):
-            if crop.shape != first.shape or crop.dtype != first.dtype:  # copy_ would broadcast or cast in silence
+            if crop.shape != first.shape or crop.dtype != first.dtype:  # stacking would cast in silence
                 raise ValueError(
                     f"Crop {slot} of sample {position} is {tuple(crop.shape)} {crop.dtype}, the batch's first crop "
                     f"{tuple(first.shape)} {first.dtype}; an augmentation must return crops of one shape and type."
                 )
-            stacked[slot, position].copy_(crop)
-    return stacked.flatten(0, 1)
+    out_dtype = torch.uint8 if first.dtype == torch.uint8 else dtype
+    stacked = torch.empty((n_crops * len(crops_of_samples), *first.shape), dtype=out_dtype)
+    return torch.stack([crops[slot] for slot in range(n_crops) for crops in crops_of_samples], out=stacked)
 
 
 def _stack_local(crops: Sequence[dict[str, Any]], dtype: torch.dtype, *, like: Tensor) -> Tensor:

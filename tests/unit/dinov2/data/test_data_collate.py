@@ -1,7 +1,9 @@
 """Collating samples into a batch: the official seven keys, and the additive ones for teacher crops of their own."""
 
+import itertools
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,6 +60,30 @@ def test_masks_of_a_batch_equal_the_official_ones():
     assert batch["mask_indices_list"].tolist() == [2, 3, 4, 5, 8, 9, 26, 27, 52, 53, 56, 57, 70, 74, 78]
     assert batch["upperbound"] == 21
     assert batch["n_masked_patches"].tolist() == [15]
+
+
+def test_sizes_of_masks_are_rounded_as_from_official_tensors():
+    """The plain twin: 0-dimensional float32 tensors, one official operation after the other."""
+    asked, rng = [], random.Random(4)
+
+    def note(wanted, *, rng):
+        asked.append(wanted)
+        return np.zeros((37, 37), dtype=bool)
+
+    batch = collate_data_and_cast(
+        [(official_sample(0), ())] * 300, (0.1, 0.5), 0.5, torch.float32, 1369, note, random.Random(4)
+    )
+    edges = torch.linspace(0.1, 0.5, 301)
+    expected = [int(1369 * (low + (high - low) * rng.random())) for low, high in itertools.pairwise(edges)]
+    assert asked == expected + [0] * 300
+    assert batch["upperbound"] == sum(int(1369 * high) for high in edges[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.half, torch.bfloat16])
+def test_stacking_and_casting_at_once_equals_one_after_the_other(dtype):
+    samples = [{"global_crops": [torch.randn(3, 8, 8) for _ in range(2)], "local_crops": []} for _ in range(3)]
+    expected = torch.stack([sample["global_crops"][slot] for slot in range(2) for sample in samples]).to(dtype)
+    assert torch.equal(collate(samples, dtype=dtype)["collated_global_crops"], expected)
 
 
 def test_an_official_sample_gives_exactly_the_official_keys():
