@@ -1,7 +1,8 @@
 """The folder an intake writes: taken over, filled under temporary names, published at the end; finished or not, never in between.
 
-`run` opens one `OutputFolder` a run. While a run lasts everything new lies in OUT/.unfinished; `intake.json` is written last
-and means that the rest is whole. What a run that was stopped left in OUT/.unfinished is what the next one goes on from.
+`run` opens one `OutputFolder` a run. While a run lasts everything new lies in OUT/.unfinished, or where it is private under a
+temporary name in OUT/private; `intake.json` is written last and means that the rest is whole. What a run that was stopped left
+there is what the next one goes on from.
 """
 
 import contextlib
@@ -82,12 +83,18 @@ class OutputFolder:
             self.layout.shards.replace(self.staging / self.layout.shards.name)
         for path in self._published()[1:]:
             _remove(path)
+            # Tables are written anew; one that only a part has would be published by a run that is none.
+            _remove(self.staged(path))
+
+    def staged(self, path: Path) -> Path:
+        """Where a file or folder of OUT lies until it is published: what is private never leaves OUT/private."""
+        return _staged_private(path) if path.parent == self.layout.private else self.staging / path.name
 
     def publish(self, summary: IntakeSummary) -> None:
         """Give the finished parts their names, the summary last."""
         self.layout.private.mkdir(mode=0o700, exist_ok=True)
         for path in self._published():
-            staged = self.staging / path.name
+            staged = self.staged(path)
             if staged.exists():
                 _sync(staged)
                 staged.replace(path)
@@ -116,14 +123,14 @@ class OutputFolder:
 
 
 def write_lists(staging: Path, *, files: FileList, keys: FileKeys, rejected: Rejections) -> None:
-    """rejected.csv and sources.csv, under their temporary names."""
+    """rejected.csv and sources.csv, under their temporary names; the paths lie in OUT/private from the start."""
     write_csv(
         staging / "rejected.csv",
         header=("file_id", "code", "detail"),
         rows=((keys.file_id(position), str(r.code), r.detail) for position, _, r in rejected.in_order()),
     )
     write_csv(
-        staging / SOURCES_NAME,
+        _staged_private(IntakeFolder(staging.parent).private / SOURCES_NAME),
         header=("file_id", "path"),
         rows=((keys.file_id(position), file.relative) for position, file in enumerate(files)),
         mode=0o600,
@@ -158,6 +165,10 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _staged_private(path: Path) -> Path:
+    return path.with_name(path.name + UNFINISHED)
 
 
 def _flush(file: TextIO) -> None:

@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,7 @@ def _read(
 ) -> RecordTable:
     """Both passes; of a part also the table that merging decides by. The journals go when all is published."""
     staging, part = folder.staging, inventory.part
+    head = f"{head} {_program_version()}"  # another version may decode by other rules: it takes nothing over
     # A merge judges anew, and a picture that a part refused for another's sake may then be the one to keep.
     refuse_equal = options.equal_pixels == "reject" and part is None
     with (
@@ -134,7 +136,8 @@ def _read(
         if part is not None:
             answers = passes.pixel_answers(candidates, pixels)
             codes = _split_codes(candidates, inventory, options)
-            write_candidates(staging / CANDIDATES_NAME, candidates, answers, labels=labels, split_codes=codes)
+            path = folder.staged(folder.layout.private / CANDIDATES_NAME)
+            write_candidates(path, candidates, answers, labels=labels, split_codes=codes)
     return accepted
 
 
@@ -187,7 +190,8 @@ def _split_codes(table: RecordTable, inventory: Inventory, options: IntakeOption
 
 
 def _head(source: Source, options: IntakeOptions, pseudonyms: Pseudonyms, part: Part | None) -> str:
-    """What every journal entry depends on, beside its file: the kind of source, the options, the salt and the part."""
+    """What every journal entry depends on, beside its file and the program's version: the kind of source, the options, the salt
+    and the part."""
     what = [
         SCHEMA_VERSION,
         source.name,
@@ -196,6 +200,13 @@ def _head(source: Source, options: IntakeOptions, pseudonyms: Pseudonyms, part: 
         None if part is None else str(part),
     ]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:ID_DIGITS]
+
+
+def _program_version() -> str:
+    try:
+        return version("vet-dino")
+    except PackageNotFoundError:  # run from its sources, which no installation describes
+        return "not installed"
 
 
 def _run_key(head: str, keys: FileKeys, options: IntakeOptions, inventory: Inventory) -> str:

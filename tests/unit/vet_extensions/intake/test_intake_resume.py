@@ -4,9 +4,11 @@ import errno
 import io
 import os
 import resource
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from factories import make_dicom, make_pixels, make_uid
 
 from vet_extensions.errors import UserError
 from vet_extensions.intake import passes
+from vet_extensions.intake.folder import OutputFolder
 from vet_extensions.intake.options import IntakeOptions, IntakeSummary
 from vet_extensions.intake.parts import Part, merge_parts
 from vet_extensions.intake.run import run_intake
@@ -147,6 +150,77 @@ def test_other_options_start_over(tmp_path: Path) -> None:
     run(source, tmp_path / "whole", options=options)
     assert summary.n_headers_taken_over == summary.n_images_taken_over == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_another_version_of_the_program_starts_over_and_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_archive(tmp_path / "in")
+    run(source, tmp_path / "whole")
+    stopped(source, tmp_path / "out", n_done=12)
+    monkeypatch.setattr("vet_extensions.intake.run.version", lambda _: "99.0")
+    summary = run(source, tmp_path / "out")
+    assert summary.n_headers_taken_over == summary.n_images_taken_over == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_what_another_version_finished_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_archive(tmp_path / "in")
+    run(source, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    monkeypatch.setattr("vet_extensions.intake.run.version", lambda _: "99.0")
+    assert run(source, tmp_path / "out").was_already_done
+    assert contents(tmp_path / "out") == before
+
+
+def test_sources_that_no_installation_describes_take_over_what_they_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_installed(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("vet_extensions.intake.run.version", not_installed)
+    source = make_archive(tmp_path / "in")
+    stopped(source, tmp_path / "out", n_done=12)
+    assert run(source, tmp_path / "out").n_headers_taken_over == 14
+
+
+@pytest.mark.parametrize("part", [None, Part(1, 1)])
+def test_paths_lie_in_the_private_folder_for_their_owner_alone_before_they_are_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: Part | None
+) -> None:
+    source, out = make_archive(tmp_path / "in"), tmp_path / "out"
+    run(source, tmp_path / "whole", part=part)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OutputFolder, "publish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(source, out, part=part)
+    with_paths = [path for path in out.rglob("*") if path.is_file() and b"copy.dcm" in path.read_bytes()]
+    assert [path.parent.name for path in with_paths] == ["private"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (out / "private").iterdir()} == {0o600}
+    run(source, out, part=part)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_table_that_a_part_left_is_not_published_by_a_run_that_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = make_archive(tmp_path / "in"), tmp_path / "out"
+    run(source, tmp_path / "whole")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OutputFolder, "publish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(source, out, part=Part(1, 1))
+    run(source, out)
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("damage", ["cut", "zeros", "gone"])
