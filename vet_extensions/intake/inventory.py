@@ -1,12 +1,16 @@
 """What a source holds: its items as columns, and their labels and prescribed splits beside them. `run` takes it first of all.
 
-The items' facts are not kept: the header pass walks through the source once more for those that it needs.
+The items' facts are not kept: the header pass walks through the source once more for those that it needs, a table's rows without
+looking at the disk again.
 """
 
 import hashlib
+import logging
 import os
+import threading
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +21,11 @@ from vet_extensions.intake.labels import NOT_STATED
 from vet_extensions.intake.parts import Part
 from vet_extensions.intake.sources.base import ImageFacts, Source, SourceItem
 from vet_extensions.intake.sources.dicom_folder import DicomFolder
+from vet_extensions.intake.sources.listing import TabledSource
 from vet_extensions.schema import Split
 
 NO_SPLIT = -1
+_LOG = logging.getLogger("vet_extensions")
 _CODES = {split: code for code, split in enumerate(Split)}
 
 
@@ -47,7 +53,7 @@ class Inventory:
         if not self.has_facts:
             yield from (None for _ in positions)
             return
-        items = enumerate(_walk(self.source, self.part))
+        items = enumerate(_chosen(_items_again(self.source), self.part))
         for position in positions:
             item = next((item for at, item in items if at == position), None)
             if item is None or item.key != self.files[position].relative:
@@ -82,7 +88,7 @@ def take_inventory(source: Source, *, part: Part | None) -> Inventory:
 
     def files() -> Iterator[SourceFile]:
         nonlocal has_facts, last
-        for item in _walk(source, part):
+        for item in _chosen(source.items(), part):
             key = os.fsencode(item.key)
             assert key > last, "the items of a source come sorted by their keys, each once"
             last, row, split = key, bytearray(not_stated), None
@@ -119,11 +125,30 @@ def _files_of_folder(source: DicomFolder, part: Part | None) -> FileList:
     )
 
 
-def _walk(source: Source, part: Part | None) -> Iterator[SourceItem]:
-    if part is None:
+def _chosen(items: Iterator[SourceItem], part: Part | None) -> Iterator[SourceItem]:
+    return items if part is None else (item for item in items if part.holds(os.fsencode(item.key)))
+
+
+def _items_again(source: Source) -> Iterator[SourceItem]:
+    if not isinstance(source, TabledSource):
         return source.items()
-    chosen = part
-    return (item for item in source.items() if chosen.holds(os.fsencode(item.key)))
+    with _unheard():
+        return source.items_again()
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """What this thread logs inside it has logged before; warnings are heard again."""
+    here = threading.get_ident()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.INFO or record.thread != here
+
+    _LOG.addFilter(is_new)
+    try:
+        yield
+    finally:
+        _LOG.removeFilter(is_new)
 
 
 def _stamp(item: SourceItem) -> int:

@@ -120,14 +120,19 @@ class TabledSource(ABC):
         """See `Source`. Errors: UserError, before the first item."""
         return list_images(self.root, self.rows(), name=self.name)
 
+    def items_again(self) -> Iterator[SourceItem]:
+        """Keys and facts as of `items`, without sizes, stamps and problems: no row's file is looked up."""
+        return list_images(self.root, self.rows(), name=self.name, look=False)
+
     def open(self, key: str) -> BinaryIO:
         """See `Source`. Errors: OSError, also where `key` leads out of the root."""
         return open_regular(Path(_real_path(os.path.realpath(self.root), key)))
 
 
-def list_images(root: Path, rows: ImageRows, *, name: str) -> Iterator[SourceItem]:
+def list_images(root: Path, rows: ImageRows, *, name: str, look: bool = True) -> Iterator[SourceItem]:
     """An item a row, sorted by the bytes of their paths; at the end the log says how table and disk met.
 
+    look: ask the disk for each file; without it there are keys and facts alone, and nothing is logged.
     Errors: UserError where rows share a file.
     """
     path = _tidy(rows.path)
@@ -142,7 +147,7 @@ def list_images(root: Path, rows: ImageRows, *, name: str) -> Iterator[SourceIte
             "Needed is a row an image: remove the repeated rows."
         )
     order = np.flatnonzero(is_named)[pc.sort_indices(named).to_numpy()]
-    return _walk_rows(root, rows, path, order, name)
+    return _walk_rows(root if look else None, rows, path, order, name)
 
 
 def decide_each(decide: Callable[..., T], *columns: Texts) -> PerRow[T]:
@@ -236,13 +241,18 @@ def _tidy(path: Texts) -> pa.Array:
     return _combined(pc.replace_substring_regex(tidy, r"(^|/)(?:\./)+", r"\1"))
 
 
-def _walk_rows(root: Path, rows: ImageRows, path: pa.Array, order: np.ndarray, name: str) -> Iterator[SourceItem]:
-    disk = _Disk(root)
+def _walk_rows(
+    root: Path | None, rows: ImageRows, path: pa.Array, order: np.ndarray, name: str
+) -> Iterator[SourceItem]:
+    disk = None if root is None else _Disk(root)
     for start in range(0, len(order), ROWS_A_CHUNK):
         chunk = order[start : start + ROWS_A_CHUNK]
         columns = [column.take(pa.array(chunk)).to_pylist() for column in (path, rows.patient, rows.study, rows.image)]
         for row, key, patient, study, image in zip(chunk.tolist(), *columns):
-            yield disk.item(key, rows.facts(row, patient=patient, study=study, image=image))
+            facts = rows.facts(row, patient=patient, study=study, image=image)
+            yield SourceItem(key, facts=facts) if disk is None else disk.item(key, facts)
+    if disk is None:
+        return
     n_empty = len(path) - len(order)
     _LOG.info(
         "%s: %d rows, %d without a path, %d whose file cannot be taken; %d image files that no row names",

@@ -1,5 +1,7 @@
 """What a source holds as columns: order, states, facts by another walk; and the splits that it prescribes."""
 
+import logging
+import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +21,7 @@ from vet_extensions.intake.parts import Part
 from vet_extensions.intake.prescribed import split_all
 from vet_extensions.intake.sources.base import ImageFacts, SourceItem
 from vet_extensions.intake.sources.dicom_folder import DicomFolder
+from vet_extensions.intake.sources.listing import ImageRows, TabledSource, same_for_all
 from vet_extensions.manifest.split import split_patients
 from vet_extensions.schema import Split, View
 
@@ -69,6 +72,36 @@ def test_facts_come_back_by_position_and_another_source_is_noticed() -> None:
     source.given = [item("a"), item("bb"), item("c")]
     with pytest.raises(UserError, match="other items than before"):
         list(found.facts([1]))
+
+
+def test_the_second_walk_over_a_table_neither_looks_at_the_disk_nor_logs_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Table(TabledSource):
+        name, root = "a table", tmp_path
+
+        @property
+        def label_policy(self) -> dict[str, str]:
+            return {}
+
+        def rows(self) -> ImageRows:
+            logging.getLogger("vet_extensions").info("rows were read")
+            path = pa.array(["b.png", "gone.png", "a.png"])
+            who = pa.array(["p", "p", "q"])
+            return ImageRows(path, who, path, path, view=same_for_all((View.PA, "told"), 3))
+
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"x")
+    with caplog.at_level(logging.INFO, logger="vet_extensions"):
+        found = take_inventory(Table(), part=None)
+        assert [line.split(",")[0] for line in caplog.messages] == ["rows were read", "a table: 3 rows"]
+        caplog.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", lambda *_, **__: pytest.fail("the disk was asked again"))
+            assert [facts and facts.patient for facts in found.facts([0, 1])] == ["q", "p"]
+        assert caplog.messages == []
+        logging.getLogger("vet_extensions").info("what comes later is heard")
+    assert caplog.messages == ["what comes later is heard"]
 
 
 def test_the_parts_of_a_source_share_its_items() -> None:
