@@ -117,6 +117,18 @@ def test_modalities_and_filters_choose_studies(server: Server) -> None:
     assert studies(modalities=()) == set(STUDIES)
     assert studies(filters=(("StudyDate", "20240101-20241231"),)) == {"1.2"}
     assert studies(filters=(("PatientID", "nobody"),)) == set()
+    assert studies(filters=(("00100020", "*1.2"), ("StudyDate", "-20241231"))) == {"1.2"}
+    assert studies(filters=(("StudyInstanceUID", "1.2,1.2.3,1.5"),)) == {"1.2", "1.2.3"}
+
+
+def test_the_command_line_asks_for_what_its_query_says_and_writes_it_nowhere(server: Server, tmp_path: Path) -> None:
+    asked = [server.root, str(tmp_path / "out"), "--source", "dicomweb", "--headers-file", str(server.headers)]
+    chosen = ["--query", "PatientID=patient?of*1.2", "--query", "StudyDate=20240101-", "--modality", "DX"]
+    result = CliRunner().invoke(cli.app, ["intake", *asked, *chosen, "--workers", "0"])
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    assert Manifest.open(tmp_path / "out").n_images == STUDIES["1.2"][1]
+    written = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not any(b"patient?of" in data for data in [*written, result.output.encode(), result.stderr.encode()])
 
 
 def test_an_instance_comes_in_its_own_transfer_syntax_with_the_same_bytes_of_pixels(server: Server) -> None:

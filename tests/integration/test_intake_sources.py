@@ -135,6 +135,20 @@ def test_the_manifest_says_what_the_data_set_says_and_the_shards_hold_its_pixels
     assert summary["source"] == {"name": source.name, "label_policy": dict(source.label_policy)}
 
 
+def test_the_labeller_decides_which_table_is_read_and_is_recorded(tmp_path: Path) -> None:
+    copy = importlib.import_module("tests.unit.vet_extensions.intake.test_sources_mimic_cxr")
+    (tmp_path / "in").mkdir()
+    root = copy.make_copy(tmp_path / "in")
+    table = root / "mimic-cxr-2.0.0-negbio.csv.gz"
+    table.unlink()
+    write_csv(table, ["study_id", "Fracture"], [("50414267", "1.0")])
+    rows = rows_of(intake(root, tmp_path / "out", "--source", "mimic_cxr", "--labeller", "negbio"))
+    stated = {name for row in rows.values() for name in row if name.startswith("label.") and row[name] is not None}
+    assert stated == {"label.fracture"}
+    summary = json.loads((tmp_path / "out" / "intake.json").read_text())
+    assert summary["source"]["label_policy"]["labeller"] == "negbio"
+
+
 def test_a_table_of_ones_own_with_columns_of_other_names(tmp_path: Path) -> None:
     table = make_table(tmp_path / "in")
     options = ("--source", "table", "--columns", tmp_path / "in" / "columns.yaml", "--uncertain", "to_positive")
@@ -263,6 +277,19 @@ def test_names_and_options_that_no_source_has_are_sentences(tmp_path: Path) -> N
         (("--source", "rexgradient", "--uncertain", "keep"), "has no --uncertain. It has none"),
         (("--source", "table"), "is no file. With --source table give the table"),
         (("--source", "mura"), "train_image_paths.csv"),
+        (
+            ("--source", "mimic_cxr", "--query", "PatientID=1"),
+            "'mimic_cxr' has no --query. It has --uncertain, --blank, --l",
+        ),
+        (
+            ("--source", "chexpert", "--labeller", "negbio"),
+            "has no --labeller. It has --uncertain, --blank. Leave it out.",
+        ),
+        (("--modality", "DX"), "The source 'dicom' has no --modality. It has none of these options."),
+        (
+            ("--source", "mimic_cxr", "--labeller", "negbo"),
+            "'negbo' is no labeller of MIMIC-CXR-JPG. Did you mean 'negbio'?",
+        ),
     ):
         result = vetdino("intake", tmp_path, tmp_path / "out", *arguments)
         assert result.exit_code == 2, result.output

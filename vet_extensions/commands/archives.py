@@ -39,6 +39,37 @@ Columns = Annotated[
     Path | None, typer.Option(help="For a table: YAML lines such as 'patient: Animal'; see docs/sources.md.")
 ]
 HeadersFile = Annotated[Path | None, typer.Option(help="For a DICOMweb server: lines 'Name: value' that authenticate.")]
+Query = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="For a DICOMweb server: what studies must match, as PatientID=A1*; may be repeated, and all must hold.",
+        show_default=False,
+    ),
+]
+Modality = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CODE",
+        help="For a DICOMweb server: which images, by Modality; may be repeated; 'all' takes any. [default: CR, DX, MG, IO]",
+        show_default=False,
+    ),
+]
+Labeller = Annotated[
+    str | None,
+    typer.Option(
+        help="For mimic_cxr, whose labels: chexpert (the default), negbio or radiologist.", show_default=False
+    ),
+]
+Labels = Annotated[Path | None, typer.Option(help="CSV, TSV or Parquet table of findings, by study or by image.")]
+OfficialSplit = Annotated[bool, typer.Option(help="Take the split that a data set prescribes, where it does.")]
+PartOfAll = Annotated[
+    str | None,
+    typer.Option("--part", metavar="i/N", help="Read only part i of N, for `vetdino merge`; needs --salt-file."),
+]
+SaltFile = Annotated[
+    Path | None, typer.Option(help="Secret behind the pseudonyms, the same for every part; made if there is none.")
+]
 ViewMap = Annotated[
     Path | None, typer.Option(help="CSV or YAML table from your raw values to views; see docs/intake.md.")
 ]
@@ -71,21 +102,16 @@ def intake(
     blank: Blank = None,
     columns: Columns = None,
     headers_file: HeadersFile = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="CSV, TSV or Parquet table of findings, by study or by image.")
-    ] = None,
+    query: Query = None,
+    modality: Modality = None,
+    labeller: Labeller = None,
+    labels: Labels = None,
     longest_side: Annotated[int, typer.Option(min=16, help="Longest side of the stored images in pixels.")] = 512,
     bits: Annotated[int, typer.Option(help="Bits per stored grey value: 8 or 16.")] = 8,
     split_seed: Annotated[int, typer.Option(min=0, help="Decides which patients are train, val and test.")] = 0,
-    official_split: Annotated[
-        bool, typer.Option(help="Take the split that a data set prescribes, where it does.")
-    ] = True,
-    part: Annotated[
-        str | None, typer.Option(metavar="i/N", help="Read only part i of N, for `vetdino merge`; needs --salt-file.")
-    ] = None,
-    salt_file: Annotated[
-        Path | None, typer.Option(help="Secret behind the pseudonyms, the same for every part; made if there is none.")
-    ] = None,
+    official_split: OfficialSplit = True,
+    part: PartOfAll = None,
+    salt_file: SaltFile = None,
     view_map: ViewMap = None,
     burned_in: BurnedIn = "flag",
     colour: Colour = "neutral",
@@ -103,7 +129,17 @@ def intake(
     from vet_extensions.intake.run import run_intake
     from vet_extensions.intake.sources.registry import make_source
 
-    archive = make_source(kind, source, uncertain=uncertain, blank=blank, columns=columns, headers_file=headers_file)
+    archive = make_source(
+        kind,
+        source,
+        uncertain=uncertain,
+        blank=blank,
+        columns=columns,
+        headers_file=headers_file,
+        query=query or (),
+        modality=modality or (),
+        labeller=labeller,
+    )
     some = None if part is None else Part.parse(part)
     salt = None if salt_file is None else salt_from_file(salt_file)
     chosen = IntakeOptions(

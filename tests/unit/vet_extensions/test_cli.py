@@ -203,6 +203,71 @@ def test_intake_says_what_became_of_every_file(monkeypatch: pytest.MonkeyPatch) 
     ]
 
 
+SERVER = ("intake", "https://pacs.example/dicom-web", "out", "--source", "dicomweb")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "modalities", "filters"),
+    [
+        ((), ("CR", "DX", "MG", "IO"), ()),
+        (("--modality", "DX", "--modality", "CR"), ("DX", "CR"), ()),
+        (("--modality", "all"), (), ()),
+        (
+            ("--query", "StudyDate=20240101-", "--query", "PatientID=a=b*", "--query", "00081032.00080100=X1"),
+            ("CR", "DX", "MG", "IO"),
+            (("StudyDate", "20240101-"), ("PatientID", "a=b*"), ("00081032.00080100", "X1")),
+        ),
+    ],
+)
+def test_queries_and_modalities_choose_a_servers_studies(
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    modalities: tuple[str, ...],
+    filters: tuple[tuple[str, str], ...],
+) -> None:
+    from vet_extensions.intake.options import IntakeSummary
+
+    sources = []
+
+    def run_intake(source: Any, *_: Any, **__: Any) -> IntakeSummary:
+        sources.append(source)
+        return IntakeSummary(n_files=0, n_accepted=0, n_rejected=0, n_patients=0, n_studies=0, rejected={}, splits={})
+
+    put_module(monkeypatch, "vet_extensions.intake.run", run_intake=run_intake)
+    result = run(*SERVER, *arguments)
+    assert result.exit_code == 0, result.stderr
+    assert [(source.modalities, source.filters) for source in sources] == [(modalities, filters)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--modality", "dx"), "'dx' is no modality. Did you mean 'DX'?"),
+        (("--modality", "DX,CR"), "Give each by itself: --modality DX --modality CR"),
+        (("--modality", "DX", "--modality", "all"), "'all' is no modality."),
+        (
+            ("--query", "StudyDat=20240101"),
+            "'StudyDat' is no attribute of DICOM to ask a server by. Did you mean 'StudyDat",
+        ),
+        (("--query", "limit=5"), "'limit' is no attribute of DICOM"),
+        (("--query", "StudyDate=2024", "--query", "Rex Smith"), "--query number 2 has no '='."),
+        (("--query", "=Rex Smith"), "--query number 1 has no attribute before the '='."),
+        (("--query", "PatientName= "), "'PatientName' is asked for without a value"),
+        (("--query", "a&PatientName=Smith"), "What stands before a '=' is no attribute"),
+        (("--query", "StudyDate=2024-01-01"), "'StudyDate' is asked for with 10 characters that are no date."),
+        (("--query", "PatientID=Smith", "--query", "00100020=Rex"), "'00100020' is asked for twice"),
+        (("--query", "ModalitiesInStudy=DX"), "Give --modality DX, or all, for it."),
+    ],
+)
+def test_a_query_that_no_server_should_get_is_a_sentence_that_quotes_no_value(
+    arguments: tuple[str, ...], sentence: str
+) -> None:
+    result = run(*SERVER, *arguments)
+    assert result.exit_code == 2
+    assert sentence in result.stderr
+    assert not any(part in result.stderr for part in ("Smith", "Rex", "20240101 ", "2024-01-01"))
+
+
 def test_a_choice_that_intake_refuses_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     put_module(monkeypatch, "vet_extensions.intake.run", run_intake=Calls())
     result = run("intake", "dicom", "out", "--bits", "12")

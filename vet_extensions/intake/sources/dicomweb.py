@@ -18,9 +18,11 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from pydicom import dcmwrite
+from pydicom.datadict import dictionary_VR, keyword_dict, tag_for_keyword
 
 from vet_extensions.errors import UserError
 from vet_extensions.intake.sources.base import SourceItem
+from vet_extensions.intake.sources.labelling import nearest
 from vet_extensions.schema import Rejection, RejectionCode
 
 RADIOGRAPHIC = ("CR", "DX", "MG", "IO")
@@ -33,6 +35,12 @@ _AS_IT_IS = (("application/dicom", "*"),)
 _TRY_AGAIN = (408, 429, 500, 502, 503, 504)
 _STUDY, _SERIES, _INSTANCE, _MODALITY = "0020000D", "0020000E", "00080018", "00080060"
 _UID = re.compile(r"(?=.{1,64}$)[0-9]+(\.[0-9]+)*")
+_MODALITY_TAGS = (0x00080060, 0x00080061)
+"""Modality and ModalitiesInStudy."""
+_CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
+"""A value of a code string (PS3.5 section 6.2, CS)."""
+_DAYS = re.compile(r"[0-9]{8}(-([0-9]{8})?)?|-[0-9]{8}")
+"""A day or a range of days (PS3.4 section C.2.2.2.5.1)."""
 
 
 @dataclass
@@ -41,7 +49,8 @@ class DicomWeb:
 
     url: of the DICOMweb root, such as "https://pacs.example/dicom-web".
     modalities: which studies, and which of their images, are asked for; none: all.
-    filters: further (attribute, value) that studies must match, in QIDO-RS's words: ("StudyDate", "20240101-20241231").
+    filters: further (attribute, value) that studies must match, in QIDO-RS's words: ("StudyDate", "20240101-20241231"). An
+    attribute is a keyword or a tag ("00080020"), of an item of a sequence with "." between them; each is given once.
     headers_file: lines "Name: value" that every request carries, to authenticate; a command line could be seen by others.
     page: results a query. n_attempts, wait_ms: of a request that times out, cannot connect or gets 408, 429 or 5xx; the wait
     before the second is twice wait_ms, and doubles each time. timeout_s: without an answer, or between two pieces of one.
@@ -69,6 +78,8 @@ class DicomWeb:
             raise UserError(
                 "The server's address holds a user name or password. Give them in a file with headers instead."
             )
+        _check_modalities(self.modalities)
+        _check_filters(self.filters)
 
     @property
     def label_policy(self) -> dict[str, str]:
@@ -169,18 +180,87 @@ def _client_of(url: str, headers_file: Path | None, timeout_s: float, n_attempts
     """One a process: its connection is kept open from request to request."""
     try:
         client_module = importlib.import_module("dicomweb_client.web")
-        session = importlib.import_module("requests").Session()
+        requests = importlib.import_module("requests")
     except ImportError:
         raise UserError(
             "Reading from a DICOMweb server needs the package dicomweb-client. Install it: pip install 'vet-dino[net]'."
         ) from None
     headers = {} if headers_file is None else _read_headers(headers_file)
+    session = requests.Session()
     session.max_redirects = 0  # a redirection could carry the headers to another host
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, _wildcards_as_they_are(requests.adapters.HTTPAdapter))
     client = client_module.DICOMwebClient(url=url.rstrip("/"), session=session, headers=headers, timeout=timeout_s)
     client.set_http_retry_params(
         max_attempts=n_attempts, wait_exponential_multiplier=wait_ms, retriable_error_codes=_TRY_AGAIN
     )
     return client
+
+
+def _wildcards_as_they_are(adapter: type) -> Any:
+    """What sends requests, with "*" and "?" of a query as they are: the client escapes them, though a URL's query may hold both
+    (RFC 3986 section 3.4), and Orthanc 1.10.1 does not take the escapes back, so that nothing would match."""
+
+    class Adapter(adapter):
+        def send(self, request: Any, *args: Any, **options: Any) -> Any:
+            address, mark, query = request.url.partition("?")
+            request.url = address + mark + query.replace("%2A", "*").replace("%3F", "?")
+            return super().send(request, *args, **options)
+
+    return Adapter()
+
+
+def _check_modalities(modalities: Iterable[str]) -> None:
+    for modality in modalities:
+        if not _CODE.fullmatch(modality):
+            raise UserError(
+                f"'{modality}' is no modality.{nearest(modality, RADIOGRAPHIC)} Allowed are values of Modality (0008,0060), in "
+                f"capitals and one at a time; radiographs have {', '.join(RADIOGRAPHIC)}. Give each by itself: --modality DX "
+                "--modality CR; or --modality all alone."
+            )
+
+
+def _check_filters(filters: Iterable[tuple[str, str]]) -> None:
+    """Errors: UserError, which quotes no value: it may be a patient's name or number."""
+    seen: set[tuple[int | None, ...]] = set()
+    for attribute, value in filters:
+        tags = tuple(_tag_of(part) for part in attribute.split("."))
+        if None in tags:
+            shown = f"'{attribute}'" if re.fullmatch(r"[A-Za-z0-9.]{1,64}", attribute) else "What stands before a '='"
+            raise UserError(
+                f"{shown} is no attribute of DICOM to ask a server by.{nearest(attribute, keyword_dict)} Allowed are keywords "
+                "such as StudyDate, tags such as 00080020, and either inside a sequence with '.' between them. Correct it."
+            )
+        if tags[-1] in _MODALITY_TAGS:
+            raise UserError(
+                f"'{attribute}' cannot be asked for beside the modalities. Give --modality DX, or all, for it."
+            )
+        if tags in seen:
+            raise UserError(
+                f"'{attribute}' is asked for twice; allowed is each attribute once. Give a range as 20240101-20241231, several "
+                "UIDs with commas between them, and other values in intakes of their own."
+            )
+        if not value.strip():
+            raise UserError(
+                f"'{attribute}' is asked for without a value, which every study matches. Give one after the '=', or leave it out."
+            )
+        if _is_date(tags[-1]) and not _DAYS.fullmatch(value):
+            raise UserError(
+                f"'{attribute}' is asked for with {len(value)} characters that are no date. Allowed are a day (20240131) and a "
+                "range (20240101-20241231, 20240101-, -20241231), without hyphens inside a day. Write it so."
+            )
+        seen.add(tags)
+
+
+def _tag_of(attribute: str) -> int | None:
+    return int(attribute, 16) if re.fullmatch(r"[0-9A-Fa-f]{8}", attribute) else tag_for_keyword(attribute)
+
+
+def _is_date(tag: int | None) -> bool:
+    try:
+        return tag is not None and dictionary_VR(tag) == "DA"
+    except KeyError:  # a private tag
+        return False
 
 
 def _asked(request: Callable[[], Any]) -> Any:

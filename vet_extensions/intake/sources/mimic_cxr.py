@@ -55,7 +55,8 @@ class MimicCxr(TabledSource):
         """root: holds `files/` and the tables, plain or .gz. labels: a key of `LABELLERS`. Errors: UserError."""
         if labels not in LABELLERS:
             raise UserError(
-                f"labels={labels!r} names no labeller.{nearest(labels, LABELLERS)} Allowed: {', '.join(LABELLERS)}."
+                f"'{labels}' is no labeller of {self.name}.{nearest(labels, LABELLERS)} Allowed: {', '.join(LABELLERS)}. "
+                "Give one of these, or leave it out for the first."
             )
         self.root = root
         self.label_names = finding_names(CHEXPERT_FINDINGS)

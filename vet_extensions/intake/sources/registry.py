@@ -1,7 +1,7 @@
 """Sources by the names that the command line takes. Each adapter is imported only when it is asked for."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,12 @@ SOURCES: Mapping[str, tuple[str, str]] = {
 }
 """name -> module beside this one, and the class in it."""
 
+ALL_MODALITIES = "all"
+"""The word of --modality for studies and images of any."""
+
+_PARAMETERS = {"query": "filters", "modality": "modalities", "labeller": "labels"}
+"""Option -> the parameter of a source's class, where the names differ."""
+
 
 def make_source(
     name: str,
@@ -38,24 +44,43 @@ def make_source(
     blank: str | None = None,
     columns: Path | None = None,
     headers_file: Path | None = None,
+    query: Sequence[str] = (),
+    modality: Sequence[str] = (),
+    labeller: str | None = None,
 ) -> Source:
-    """The source called `name`. An option that is None keeps the source's own default.
+    """The source called `name`. An option that is None, or holds nothing, keeps the source's own default.
 
     where: its folder; of a DICOMweb server the URL, of a table the table itself (the paths in it count from its folder).
-    columns: a YAML file that says which column is what; see `read_roles`.
+    columns: a YAML file that says which column is what; see `read_roles`. query: texts "Attribute=Value". modality: values of
+    Modality, or "all" alone. labeller: whose labels, where a data set offers several.
     Errors: UserError for an unknown name, an option that this source does not have, and what the source itself refuses.
     """
     if name not in SOURCES:
         raise UserError(f"'{name}' is no source.{nearest(name, SOURCES)} Allowed: {', '.join(SOURCES)}.")
     module, kind = SOURCES[name]
     make: Callable[..., Source] = getattr(import_module(f"vet_extensions.intake.sources.{module}"), kind)
-    options = {"uncertain": uncertain, "blank": blank, "columns": columns, "headers_file": headers_file}
-    given: dict[str, Any] = {option: value for option, value in options.items() if value is not None}
-    allowed = [option for option in options if option in inspect.signature(make).parameters]
-    for option in given:
-        if option not in allowed:
-            has = f"It has {', '.join(map(_flag, allowed))}." if allowed else "It has none of these options."
-            raise UserError(f"The source '{name}' has no {_flag(option)}. {has} Leave it out.")
+    options: dict[str, Any] = {
+        "uncertain": uncertain,
+        "blank": blank,
+        "columns": columns,
+        "headers_file": headers_file,
+        "query": query or None,
+        "modality": modality or None,
+        "labeller": labeller,
+    }
+    parameters = inspect.signature(make).parameters
+    allowed = [option for option in options if _PARAMETERS.get(option, option) in parameters]
+    given: dict[str, Any] = {}
+    for option, value in options.items():
+        if value is not None:
+            if option not in allowed:
+                has = f"It has {', '.join(map(_flag, allowed))}." if allowed else "It has none of these options."
+                raise UserError(f"The source '{name}' has no {_flag(option)}. {has} Leave it out.")
+            given[_PARAMETERS.get(option, option)] = value
+    if query:
+        given["filters"] = tuple(_filter_of(text, number) for number, text in enumerate(query, start=1))
+    if modality:
+        given["modalities"] = () if tuple(modality) == (ALL_MODALITIES,) else tuple(modality)
     if name == "dicomweb":
         return make(where, **given)
     if name != "table":
@@ -84,6 +109,18 @@ def read_roles(path: Path) -> dict[str, str]:
             "table. See docs/sources.md."
         )
     return loaded
+
+
+def _filter_of(text: str, number: int) -> tuple[str, str]:
+    """Attribute and value of the `number`th --query. Errors: UserError, which quotes nothing: it may name a patient."""
+    attribute, sign, value = text.partition("=")
+    if not sign or not attribute.strip():
+        what = "no attribute before the '='" if sign else "no '='"
+        raise UserError(
+            f"--query number {number} has {what}. Allowed is an attribute and its value, as in "
+            "--query StudyDate=20240101-20241231. Give it so, in quotes where it holds spaces or '*'."
+        )
+    return attribute.strip(), value.strip()
 
 
 def _flag(option: str) -> str:
