@@ -116,8 +116,7 @@ def check_is_radiograph(dataset: Dataset, *, accept_secondary_capture: bool, acc
     """Refuse what is not a radiograph. An empty answer is a yes."""
     sop_class = text(dataset, "SOPClassUID")
     if not sop_class:
-        media_class = str(dataset.file_meta.get("MediaStorageSOPClassUID", ""))
-        if media_class == DICOMDIR:
+        if _is_dicomdir(dataset):
             raise Refusal(Code.UNSUPPORTED_SOP_CLASS, "a DICOMDIR: a table of contents, not an image")
         raise Refusal(Code.MISSING_IDENTIFIER, "SOPClassUID is missing or empty")
     if is_for_processing(dataset) and not accept_for_processing:
@@ -259,9 +258,8 @@ def _parse(file: BoundedFile, *, with_pixels: bool, max_bytes: int) -> Dataset:
         raise
     except Exception as error:
         raise Refusal(Code.HEADER_MALFORMED, f"the header cannot be parsed ({type(error).__name__})") from None
-    if (
-        not dataset
-    ):  # pydicom keeps the file's end to itself where an element of undefined length meets it, and drops all others
+    # pydicom keeps the file's end to itself where an element of undefined length meets it, and drops all others.
+    if not dataset and not _is_dicomdir(dataset):
         raise _cut(with_pixels=with_pixels)
     return dataset
 
@@ -279,7 +277,12 @@ def _header_from_memory(file: BoundedFile, tags: list[BaseTag]) -> Dataset | Non
 
 def _cut(*, with_pixels: bool) -> Refusal:
     code = Code.PIXEL_DATA_TRUNCATED if with_pixels else Code.HEADER_MALFORMED
-    return Refusal(code, "the file ends in the middle of an element")
+    return Refusal(code, "the file ends in the middle of an element, or holds none that is read")
+
+
+def _is_dicomdir(dataset: Dataset) -> bool:
+    """Its data set holds none of the attributes of images."""
+    return str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) == DICOMDIR
 
 
 def _check_deflated(file: BoundedFile, *, max_bytes: int) -> None:
