@@ -21,8 +21,10 @@ import cv2
 import numpy as np
 from factories import make_dicom, make_pixels, make_uid
 from pydicom import Dataset, config, dcmread
+from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -30,6 +32,7 @@ from pydicom.uid import (
     JPEGBaseline8Bit,
     JPEGLosslessSV1,
     JPEGLSLossless,
+    MediaStorageDirectoryStorage,
     RLELossless,
 )
 
@@ -214,6 +217,15 @@ def _deflated_bomb(path: Path) -> bytes:
 
 # --- attributes that lie
 
+
+def _in_channels(*channels: int) -> dict[str, Any]:
+    """Colour of 8 bits: the grey picture in the channels that are 1, zeros in the others."""
+    grey = make_pixels(bits=8).astype(np.uint8)
+    eight_bits = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "WindowCenter": None, "WindowWidth": None}
+    colour = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
+    return {**eight_bits, **colour, "PixelData": np.stack([grey * k for k in channels], axis=-1).tobytes()}
+
+
 _OVERRIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "no instance UID": (Code.MISSING_IDENTIFIER, {"SOPInstanceUID": None}),
     "no study UID": (Code.MISSING_IDENTIFIER, {"StudyInstanceUID": None}),
@@ -267,6 +279,12 @@ _OVERRIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "unknown character set": (ACCEPTED, {"SpecificCharacterSet": "ISO_IR 999"}),
     "formula as patient": (ACCEPTED, {"PatientID": "=cmd|'/C calc'!A0"}),
     "negative spacing": (ACCEPTED, {"ImagerPixelSpacing": [-1, 0]}),
+    "names burned into the pixels": (REPAIRED, {"BurnedInAnnotation": "YES"}),
+    "recognisable face": (REPAIRED, {"RecognizableVisualFeatures": "yes"}),
+    "species not stated, breed known": (REPAIRED, {"PatientSpeciesDescription": None, "PatientBreedDescription": "Beagle"}),
+    "grey in three channels": (REPAIRED, _in_channels(1, 1, 1)),
+    "painted": (Code.UNSUPPORTED_PHOTOMETRIC, _in_channels(1, 0, 0)),
+    "two channels of three": (Code.PIXEL_DATA_TRUNCATED, _in_channels(1, 1)),
 }  # fmt: skip
 
 
@@ -578,6 +596,7 @@ def _several() -> Iterable[BadInput]:
     yield BadInput("one UID in two studies", _twice({}, other_study), (str(Code.CONFLICTING_DUPLICATE),) * 2)
     strangers = {"PatientID": "TEST-2", "SOPInstanceUID": make_uid("stranger")}
     yield BadInput("two patients in one study", _twice({}, strangers), (str(Code.CONFLICTING_PATIENT),) * 2)
+    yield BadInput("disc with a table of contents", _disc, (ACCEPTED, str(Code.UNSUPPORTED_SOP_CLASS)))
     yield BadInput("one of two copies cut", _whole_and_cut, (ACCEPTED, str(Code.PIXEL_DATA_TRUNCATED)))
 
 
@@ -595,6 +614,105 @@ def _twice(first: dict[str, Any], second: dict[str, Any]) -> Callable[[Path], No
 def _whole_and_cut(folder: Path) -> None:
     whole = make_dicom(folder / "whole.dcm", SOPInstanceUID=make_uid("copy"), StudyInstanceUID=make_uid("copy study"))
     (folder / "cut.dcm").write_bytes(whole.read_bytes()[:-500])
+
+
+def _disc(folder: Path) -> None:
+    """As a viewer's export: an image under a number for a name, and a DICOMDIR, which holds no attribute of an image."""
+    make_dicom(folder / f"{folder.name}.dcm").rename(folder / "IM000000")
+    contents = Dataset()
+    contents.FileSetID, contents.FileSetConsistencyFlag = "DISC", 0
+    contents.DirectoryRecordSequence = [Dataset()]
+    contents.DirectoryRecordSequence[0].DirectoryRecordType = "PATIENT"
+    contents.file_meta = FileMetaDataset()
+    contents.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    contents.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    contents.file_meta.MediaStorageSOPInstanceUID = UID(make_uid("disc"))
+    contents.save_as(folder / "DICOMDIR", enforce_file_format=True)
+
+
+# --- what only the policies beside the defaults take
+
+_RAW: dict[str, Any] = {
+    "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1.1",
+    "PresentationIntentType": "FOR PROCESSING",
+    "PixelIntensityRelationship": "LIN",
+    "PixelIntensityRelationshipSign": 1,
+    "WindowCenter": None,
+    "WindowWidth": None,
+}
+_SHUTTER: dict[str, Any] = {
+    "ShutterShape": "RECTANGULAR",
+    "ShutterLeftVerticalEdge": 5,
+    "ShutterRightVerticalEdge": 36,
+    "ShutterUpperHorizontalEdge": 3,
+    "ShutterLowerHorizontalEdge": 30,
+}
+
+
+def bad_under_policies() -> list[BadInput]:
+    """A second table: what becomes of a file where raw values, every frame, all colour and secondary captures are taken and
+    images are cropped. Names are none of the first table's."""
+    several = {"frames": 3}
+    overrides: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+        "raw": ((REPAIRED,), _RAW),
+        "raw, sign not stated": ((REPAIRED,), _RAW | {"PixelIntensityRelationshipSign": None}),
+        "raw, sign of nought": ((REPAIRED,), _RAW | {"PixelIntensityRelationshipSign": 0}),
+        "raw, relationship not stated": ((Code.FOR_PROCESSING,), _RAW | {"PixelIntensityRelationship": None}),
+        "raw, unknown relationship": ((Code.FOR_PROCESSING,), _RAW | {"PixelIntensityRelationship": "CUBIC"}),
+        "raw, no beam": ((Code.CONSTANT_IMAGE,), _RAW | {"PixelData": bytes(2560)}),
+        "raw frames": ((REPAIRED,) * 3, _RAW | several),
+        "frames": ((REPAIRED,) * 3, several),
+        "frames, the last constant": ((REPAIRED, REPAIRED, Code.CONSTANT_IMAGE), several | {"blank": 2}),
+        "frames, the last missing": ((Code.PIXEL_DATA_TRUNCATED,) * 4, several | {"NumberOfFrames": 4}),
+        "frames, 1,001 announced": ((Code.TOO_LARGE,), several | {"NumberOfFrames": 1001}),
+        "frames, none announced": ((Code.HEADER_MALFORMED,), several | {"NumberOfFrames": 0}),
+        "shutter": ((REPAIRED,), _SHUTTER),
+        "shutter that opens nothing": ((ACCEPTED,), _SHUTTER | {"ShutterRightVerticalEdge": 2}),
+        "shutter beyond the image": ((ACCEPTED,), _SHUTTER | {"ShutterLeftVerticalEdge": 2**31 - 1}),
+        "shutter larger than the image": (
+            (ACCEPTED,),
+            {name: 5000 if "Right" in name or "Lower" in name else value for name, value in _SHUTTER.items()}
+            | {"ShutterLeftVerticalEdge": -5000, "ShutterUpperHorizontalEdge": -5000},
+        ),
+        "shutter without edges": ((ACCEPTED,), {"ShutterShape": "RECTANGULAR"}),
+        "shutter of an unknown shape": ((ACCEPTED,), _SHUTTER | {"ShutterShape": "HEART"}),
+        "shutter of one vertex": (
+            (ACCEPTED,),
+            {"ShutterShape": "POLYGONAL", "VerticesOfThePolygonalShutter": [3, 3, 3]},
+        ),
+        "shutter of a negative radius": (
+            (ACCEPTED,),
+            {"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": [9, 9], "RadiusOfCircularShutter": -9},
+        ),
+        "colour": ((REPAIRED,), _in_channels(1, 0, 1)),
+        "secondary capture": ((ACCEPTED,), {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}),
+        "secondary capture in colour": (
+            (REPAIRED,),
+            {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.4"} | _in_channels(1, 0, 1),
+        ),
+        "secondary capture without pixels": (
+            (Code.NO_PIXEL_DATA,),
+            {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "PixelData": None},
+        ),
+    }
+    return sorted((_of_frames(name, *row) for name, row in overrides.items()), key=lambda kind: kind.name)
+
+
+def _of_frames(name: str, expected: tuple[str, ...], overrides: dict[str, Any]) -> BadInput:
+    """A kind whose one file may have several frames, and so several outcomes. frames: how many. blank: one that is black."""
+
+    def write(folder: Path) -> None:
+        given = dict(overrides)
+        n_frames, blank = given.pop("frames", 0), given.pop("blank", None)
+        if n_frames:
+            frames = np.stack([make_pixels(seed=seed) for seed in range(n_frames)])
+            if blank is not None:
+                frames[blank] = 0
+            given = {"NumberOfFrames": n_frames, "pixels": frames} | given
+        path = folder / f"{name}.dcm"
+        path.write_bytes(_with_overrides(given)(path))
+
+    return BadInput(name, write, tuple(str(outcome) for outcome in expected))
 
 
 def good_files() -> list[BadInput]:
