@@ -1,7 +1,8 @@
 """The order in which a run looks at its data set; made by `dinov2.data.loaders` from a `SamplerType`.
 
-The first three samplers give the official orders, draw for draw; only their cost is different. `SeededInfiniteSampler` is the one
-to resume with: its order depends on nothing but (seed, epoch), and going forward costs nothing.
+The first three samplers give the official orders, draw for draw; only their cost is different: nothing here walks through a whole
+data set in Python before the first index comes, and indices become Python's own a block at a time. `SeededInfiniteSampler` is the
+one to resume with: its order depends on nothing but (seed, epoch), and going forward costs nothing.
 Everywhere `start` and `step` are the rank and the number of processes unless given, and an index is a position in the data set.
 """
 
@@ -21,6 +22,9 @@ _WORD_LIMIT = 1 << 28
 """From this range on `torch.randint` takes two 32-bit words of the generator for one draw (ATen, uniform_int_from_to)."""
 
 _DRAW_BLOCK = 1 << 16
+
+_YIELD_BLOCK = 1 << 14
+"""Indices that become Python's own at a time."""
 
 
 class EpochSampler(Sampler):
@@ -45,12 +49,12 @@ class EpochSampler(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         n_passes = -(-self._size // self._sample_count)
-        indices = np.tile(np.arange(self._sample_count), n_passes)
+        indices = np.tile(np.arange(self._sample_count), n_passes)  # [>= size]
         if self._shuffle:
             # Official: with seed s > 0 the first epoch (0) has seed 0 whatever s is.
             rng = np.random.default_rng(self._seed * self._epoch if self._seed != 0 else self._epoch)
             indices = rng.choice(indices, self._size, replace=False)
-        yield from indices[self._start : self._size : self._step]
+        yield from _in_blocks(indices[self._start : self._size : self._step])
 
     def __len__(self) -> int:
         return (self._size - self._start + self._step - 1) // self._step
@@ -92,7 +96,7 @@ class InfiniteSampler(Sampler):
 
     def _permutation(self, draws: "_BelowDraws") -> Iterator[int]:
         """Fisher-Yates from the front, one draw an index, lazily; the generator runs on from pass to pass."""
-        order = array("q", range(self._sample_count))
+        order = array("q", np.arange(self._sample_count, dtype=np.int64).tobytes())
         for i in range(self._sample_count):
             j = i + draws.below(self._sample_count - i)
             value = order[j]
@@ -164,19 +168,12 @@ class ShardedInfiniteSampler(Sampler):
             )
         for pass_number in itertools.count(first_pass):
             generator.manual_seed(self._seed + self._start + (pass_number << 24))
-            yield from self._shuffle_slice(own, generator)
+            yield from _in_blocks(self._shuffle_slice(own, generator))
 
     @staticmethod
     def _inside_out_slice(own: torch.Tensor, generator: torch.Generator) -> np.ndarray:
         """Inside-out Fisher-Yates with one draw an element from the second on, as official."""
-        draws = _BelowDraws(generator, len(own))
-        values = array("q", own.to(torch.int64).numpy().tobytes())
-        shuffled = array("q", values)
-        for i in range(1, len(values)):
-            j = draws.below(i + 1)
-            shuffled[i] = shuffled[j]
-            shuffled[j] = values[i]
-        return np.array(shuffled, dtype=own.numpy().dtype)
+        return own.numpy()[_inside_out(_BelowDraws(generator, len(own)).below_each())]
 
     @staticmethod
     def _randperm_slice(own: torch.Tensor, generator: torch.Generator) -> np.ndarray:
@@ -236,12 +233,12 @@ class SeededInfiniteSampler(Sampler):
             if position >= epoch_start + self._sample_count:
                 continue
             order = self._order(epoch)
-            for offset in range(position - epoch_start, self._sample_count, self._step):
-                yield PositionedIndex(int(order[offset]), epoch_start + offset)
+            positions = range(position, epoch_start + self._sample_count, self._step)
+            yield from map(PositionedIndex, _in_blocks(order[position - epoch_start :: self._step]), positions)
 
-    def _order(self, epoch: int) -> np.ndarray | range:
+    def _order(self, epoch: int) -> np.ndarray:
         if not self._shuffle:
-            return range(self._sample_count)
+            return np.arange(self._sample_count)
         return np.random.default_rng((self._seed, epoch)).permutation(self._sample_count)
 
 
@@ -254,6 +251,7 @@ class _BelowDraws:
     def __init__(self, generator: torch.Generator, largest: int) -> None:
         """largest: the greatest n that will be asked for."""
         self._generator = generator
+        self._largest = largest
         self._fits_word = largest < _WORD_LIMIT
         self._block_length = min(_DRAW_BLOCK, largest + largest % 2)
         self._words: Iterator[int] = iter(())
@@ -264,15 +262,73 @@ class _BelowDraws:
             return int(torch.randint(0, n, (1,), generator=self._generator).item())
         word = next(self._words, None)
         if word is None:
-            self._words = iter(self._block())
+            self._words = iter(self._next_words(self._block_length).tolist())
             word = next(self._words)
         return word % n
 
-    def _block(self) -> list[int]:
-        pairs = torch.empty(self._block_length // 2, dtype=torch.int64)
+    def below_each(self) -> np.ndarray:
+        """A draw below each of 1 to `largest`, in this order: [largest], int32 where that fits.
+
+        The first is 0 and takes nothing from the generator.
+        """
+        if not self._fits_word:
+            return np.array([0] + [self.below(n) for n in range(2, self._largest + 1)])
+        draws = np.zeros(self._largest, dtype=np.uint32)
+        np.remainder(
+            self._next_words(self._largest)[: self._largest - 1],
+            np.arange(2, self._largest + 1, dtype=np.uint32),
+            out=draws[1:],
+        )
+        return draws.view(np.int32)
+
+    def _next_words(self, n: int) -> np.ndarray:
+        """The generator's next n 32-bit words, uint32; one more where n is odd."""
+        pairs = torch.empty(-(-n // 2), dtype=torch.int64)
         pairs.random_(-(2**63), None, generator=self._generator)  # each entry: two words, the first one drawn on top
         halves = pairs.numpy().view(np.uint64)
-        return np.stack([halves >> np.uint64(32), halves & np.uint64(0xFFFFFFFF)], axis=1).ravel().tolist()
+        return np.stack([(halves >> np.uint64(32)).astype(np.uint32), halves.astype(np.uint32)], axis=1).ravel()
+
+
+def _inside_out(draws: np.ndarray) -> np.ndarray:
+    """Which value each place holds after an inside-out shuffle, [n] of the draws' type, without a loop over the places.
+
+    draws: [n], draws[i] <= i. The shuffle is, step by step: place i takes what place draws[i] holds, and place draws[i] takes
+    value i. So a place holds the value of the last step that drew it. A place that no step drew after its own still holds what it
+    took in its own step: what the place drawn there held, which is the value of the latest step before that drew the same place,
+    or, where there is none, what that place took in its own step; and so on. About half of the places end with each look back.
+    """
+    n, minus_one = len(draws), draws.dtype.type(-1)
+    steps = np.arange(n, dtype=draws.dtype)
+    value = np.full(n, minus_one)
+    value[draws] = steps  # of several steps that drew a place the last one stays
+    # Sorted by place, then step: equal draws stand side by side, in the order of their steps.
+    by_place = draws.astype(np.int64)
+    by_place <<= 32
+    by_place |= steps
+    by_place.sort()
+    step = by_place.astype(np.uint32).view(np.int32) if draws.dtype == np.int32 else by_place & 0xFFFFFFFF
+    by_place >>= 32
+    earlier = np.flatnonzero(by_place[1:] == by_place[:-1])
+    # The value that a place takes in its own step; -1: what the place drawn there took in its own.
+    taken = np.full(n, minus_one)
+    taken[step.take(earlier + 1)] = step.take(earlier)
+    drew_itself = np.flatnonzero(draws == steps)
+    taken[drew_itself] = drew_itself
+
+    sought = np.flatnonzero(value < 0).astype(draws.dtype)
+    at = sought  # the places whose own step decides, one for each that is sought
+    while len(sought):
+        found = taken.take(at)
+        value[sought] = found
+        open_ = np.flatnonzero(found < 0)
+        sought, at = sought.take(open_), draws.take(at.take(open_))
+    return value
+
+
+def _in_blocks(indices: np.ndarray) -> Iterator[int]:
+    """The numbers of an array as Python's own, which data sets are given, without making all of them first."""
+    for start in range(0, len(indices), _YIELD_BLOCK):
+        yield from indices[start : start + _YIELD_BLOCK].tolist()
 
 
 def _own_slice(start: int | None, step: int | None) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 
+from dinov2.data import samplers
 from dinov2.data.samplers import (
     EpochSampler,
     InfiniteSampler,
@@ -70,13 +71,52 @@ def test_odd_numbers_of_draws_carry_over_to_the_next_pass():
     assert take(InfiniteSampler(sample_count=n, shuffle=True, seed=2, start=0, step=1), 3 * n) == expected
 
 
+def inside_out_one_by_one(n, seed):
+    """The plain twin: one `torch.randint` and two moves for every element, as official."""
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = list(range(n))
+    for i in range(1, n):
+        j = int(torch.randint(0, i + 1, (1,), generator=generator))
+        shuffled[i] = shuffled[j]
+        shuffled[j] = i
+    return shuffled
+
+
+def one_pass_inside_out(n, seed):
+    own = torch.arange(n, dtype=torch.int32)
+    return ShardedInfiniteSampler._inside_out_slice(own, torch.Generator().manual_seed(seed)).tolist()
+
+
+@pytest.mark.parametrize("n", [*range(1, 40), 255, 256, 5_003])
+def test_a_shuffle_without_a_loop_equals_the_one_step_by_step(n):
+    for seed in range(3):
+        assert one_pass_inside_out(n, seed) == inside_out_one_by_one(n, seed)
+
+
+def test_a_share_too_long_for_one_word_a_draw_is_drawn_one_by_one(monkeypatch):
+    monkeypatch.setattr(samplers, "_WORD_LIMIT", 50)
+    assert one_pass_inside_out(60, 4) == inside_out_one_by_one(60, 4)
+
+
+def test_indices_are_pythons_own_numbers():
+    options = {"sample_count": 20_000, "shuffle": True, "start": 0, "step": 1}
+    made = (
+        EpochSampler(size=20_000, **options),
+        InfiniteSampler(**options),
+        ShardedInfiniteSampler(**options),
+        ShardedInfiniteSampler(**options, use_new_shuffle_tensor_slice=True),
+    )
+    for sampler in made:
+        assert {type(index) for index in itertools.islice(sampler, 20_000)} == {int}
+
+
 def test_epoch_sampler_gives_every_index_once_over_the_ranks_and_another_order_next_epoch():
-    samplers = [EpochSampler(size=10, sample_count=10, shuffle=True, seed=1, start=r, step=3) for r in range(3)]
-    assert sorted(itertools.chain(*samplers)) == list(range(10))
-    assert [len(s) for s in samplers] == [4, 3, 3] == [len(list(s)) for s in samplers]
-    before = list(samplers[0])
-    samplers[0].set_epoch(5)
-    assert list(samplers[0]) != before
+    ranks = [EpochSampler(size=10, sample_count=10, shuffle=True, seed=1, start=r, step=3) for r in range(3)]
+    assert sorted(itertools.chain(*ranks)) == list(range(10))
+    assert [len(s) for s in ranks] == [4, 3, 3] == [len(list(s)) for s in ranks]
+    before = list(ranks[0])
+    ranks[0].set_epoch(5)
+    assert list(ranks[0]) != before
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
