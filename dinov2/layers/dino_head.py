@@ -59,11 +59,15 @@ class DINOHead(nn.Module):
         if freeze_prototypes:
             self.last_layer.requires_grad_(False)
 
-    def forward(self, x: Tensor, groups: Tensor | None = None) -> Tensor:
-        """[..., in_dim] -> [..., K].
+    def forward(
+        self, x: Tensor, groups: Tensor | None = None, *, factored: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """[..., in_dim] -> logits [..., K], or their two factors.
 
         groups: [...] int64, the group of every row; only read when `bottleneck_norm` is "batch_per_group", where None makes
         all rows one group.
+        factored: return the bottleneck [..., C] and the weight [K, C], whose product are the logits, for losses that never
+        hold all of them (`dinov2.loss.prototype_loss`).
         """
         x = self.mlp(x)
         if self.bottleneck_norm == "batch_per_group":
@@ -72,7 +76,7 @@ class DINOHead(nn.Module):
             x = F.normalize(x, dim=-1, p=2, eps=1e-6 if x.dtype == torch.float16 else 1e-12)
         else:
             x = x * self.scale
-        return self.last_layer(x)
+        return (x, self.last_layer.weight) if factored else self.last_layer(x)
 
 
 def standardise_per_group(x: Tensor, groups: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:

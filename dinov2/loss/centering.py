@@ -14,7 +14,7 @@ from dinov2 import distributed
 
 
 class CenteredLoss(nn.Module):
-    """Holds the buffer `center` and its pending update. Subclasses say what a batch contributes (`_batch_sum`, `_n_rows`)."""
+    """Holds the buffer `center` and its pending update. Subclasses may say what a batch contributes (`_contribution`)."""
 
     center: Tensor
 
@@ -45,11 +45,22 @@ class CenteredLoss(nn.Module):
         self.reduce_center_update(teacher_output)
 
     @torch.no_grad()
+    def update_center_from_factors(self, bottleneck: Tensor, weight: Tensor) -> None:
+        """The same for the logits bottleneck weight^T, [R, C] and [K, C], which are not computed: the mean is linear."""
+        n_rows = len(bottleneck)
+        with torch.autocast(bottleneck.device.type, enabled=False):
+            total = torch.mv(weight.float(), bottleneck.sum(0, dtype=torch.float32))  # [K]
+        self._start_update(*self._contribution(total, n_rows))
+
+    @torch.no_grad()
     def reduce_center_update(self, teacher_output: Tensor) -> None:
         """Start the sum over processes; `apply_center_update` finishes it."""
-        n_rows = self._n_rows(teacher_output)
+        rows = teacher_output.flatten(0, -2)
+        self._start_update(*self._contribution(rows.sum(0, dtype=torch.float32), len(rows)))
+
+    def _start_update(self, batch_sum: Tensor, n_rows: int) -> None:
         # The sum and, behind it, how many rows it is of: processes may hold different numbers of rows.
-        batch = torch.cat([self._batch_sum(teacher_output).flatten(), self.center.new_tensor([float(n_rows)])])
+        batch = torch.cat([batch_sum.flatten(), self.center.new_tensor([float(n_rows)])])
         if self._accumulated is not None:
             batch += self._accumulated
         if self.accumulating:
@@ -83,13 +94,9 @@ class CenteredLoss(nn.Module):
             self.reduce_handle.wait()
         self.updated, self._accumulated = True, None
 
-    def _batch_sum(self, teacher_output: Tensor) -> Tensor:
-        """Sum over the rows that `_n_rows` counts, as many elements as `center`, fp32."""
-        raise NotImplementedError
-
-    def _n_rows(self, teacher_output: Tensor) -> int:
-        """The rows whose mean over all processes the centre follows."""
-        return len(teacher_output)
+    def _contribution(self, total: Tensor, n_rows: int) -> tuple[Tensor, int]:
+        """From the sum of a batch's logits, [K] fp32, and its rows: what is summed over processes, and counts as how many."""
+        return total, n_rows
 
 
 def _apply_pending_update(module: nn.Module, prefix: str, keep_vars: bool) -> None:

@@ -64,6 +64,3 @@ class DINOLoss(CenteredLoss):
             groups=groups,
             subtract_max=self.sinkhorn_subtract_max,
         )
-
-    def _batch_sum(self, teacher_output: Tensor) -> Tensor:
-        return teacher_output.sum(0, keepdim=True, dtype=torch.float32)

@@ -85,13 +85,8 @@ class iBOTPatchLoss(CenteredLoss):
             subtract_max=self.sinkhorn_subtract_max,
         )
 
-    def _batch_sum(self, teacher_output: Tensor) -> Tensor:
-        """[1, M, K] -> [K]: the sum over the patches, or officially their mean, whatever their number. No patch pulls nowhere."""
+    def _contribution(self, total: Tensor, n_rows: int) -> tuple[Tensor, int]:
+        """Officially the mean of the patches counts as one row, whatever their number. No patch pulls nowhere."""
         if self.center_over_all_patches:
-            return teacher_output.sum((0, 1), dtype=torch.float32)
-        if teacher_output.shape[1] == 0:
-            return self.center * teacher_output.shape[0]
-        return teacher_output.mean(1, dtype=torch.float32).sum(0)
-
-    def _n_rows(self, teacher_output: Tensor) -> int:
-        return teacher_output.shape[0] * (teacher_output.shape[1] if self.center_over_all_patches else 1)
+            return total, n_rows
+        return (total / n_rows if n_rows else self.center.flatten()), 1

@@ -41,3 +41,15 @@ def grad_scaler(cfg: DictConfig, device: torch.device, dtype: torch.dtype | None
     if not cfg.compute_precision.grad_scaler or dtype != torch.float16:
         return None
     return torch.amp.GradScaler(device=device.type)
+
+
+def product_dtype(device: torch.device, reduced: torch.dtype | None) -> torch.dtype:
+    """The dtype of the losses' own matrix products, given that of the forward pass.
+
+    A CPU without AMX has no units for bfloat16: its products take twice as long as those of float32, which are also exact.
+    """
+    if reduced is None:
+        return torch.float32
+    if device.type == "cpu" and not torch.cpu.get_capabilities().get("amx_bf16", False):
+        return torch.float32
+    return reduced

@@ -6,7 +6,7 @@ M masked patches, K prototypes, D embedding width. Crops of a batch are stacked 
 
 import logging
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -14,14 +14,23 @@ from torch import Tensor, nn
 
 from dinov2.fsdp import gradient_sync, local_tensor, reshard_fsdp_model
 from dinov2.loss import DINOLoss, KoLeoLoss, iBOTPatchLoss
-from dinov2.loss.dino_clstoken_loss import cross_entropy_matrix
+from dinov2.loss.prototype_loss import CentredTargets, StoredTargets, entropies_of
 from dinov2.loss.routing import CropSlots, build_router
 from dinov2.models import build_model_from_cfg
 from dinov2.train.device_batch import count_single_images, masked_patches, slots_of, to_device
 from dinov2.train.heads import build_heads
 from dinov2.train.initial_weights import load_heads, load_student_backbone, load_whole_model
+from dinov2.train.objective import (
+    StudentOutputs,
+    TeacherTargets,
+    batch_losses,
+    by_sample,
+    centred_targets,
+    dino_term,
+    ibot_term,
+)
 from dinov2.train.parallel import is_sharded, make_parallel, set_up_blocks
-from dinov2.train.precision import autocast, autocast_dtype, grad_scaler
+from dinov2.train.precision import autocast, autocast_dtype, grad_scaler, product_dtype
 from dinov2.utils.errors import UserError
 from dinov2.utils.param_groups import fuse_params_groups, get_params_groups_with_decay
 from dinov2.utils.utils import has_batchnorms
@@ -30,25 +39,6 @@ logger = logging.getLogger("dinov2")
 
 KOLEO_SLOTS = 2
 """The official KoLeo term is a sum over two global crops; other crop counts are averaged to that size."""
-
-
-class TeacherTargets(NamedTuple):
-    """cls: [T, B, K] probabilities; patches: [M, K'] probabilities of the masked patches, None without iBOT."""
-
-    cls: Tensor
-    patches: Tensor | None
-
-
-class StudentOutputs(NamedTuple):
-    """Head outputs (logits) and, for KoLeo, the backbone's own cls tokens.
-
-    global_cls: [S, B, K]; local_cls: [L, B, K]; patches: [M, K'] or None; global_tokens: [S, B, D].
-    """
-
-    global_cls: Tensor
-    local_cls: Tensor
-    patches: Tensor | None
-    global_tokens: Tensor
 
 
 class SSLMetaArch(nn.Module):
@@ -91,6 +81,7 @@ class SSLMetaArch(nn.Module):
         self._pixel_mean, self._pixel_std = (list(cfg.augmentation[k]) for k in ("mean", "std"))
         self.fp16_scaler: torch.amp.GradScaler | None = None
         self._autocast_dtype: torch.dtype | None = None
+        self._product_dtype = torch.float32
         # What is called in place of the modules, once they are spread over processes; not registered, so that names stay.
         self._student_calls: dict[str, nn.Module] = dict(self.student.items())
         self._teacher_calls: dict[str, nn.Module] = dict(self.teacher.items())
@@ -159,46 +150,40 @@ class SSLMetaArch(nn.Module):
     @torch.no_grad()
     def _teacher_targets(self, batch: Mapping[str, Any], slots: CropSlots, teacher_temp: float) -> TeacherTargets:
         crops = batch.get("collated_global_crops_teacher", batch["collated_global_crops"])
-        n_teacher, batch_size = slots.teacher_globals.shape
+        n_teacher = len(slots.teacher_globals)
         groups = batch["teacher_groups"].flatten() if "teacher_groups" in batch else None
         tokens = self._teacher_calls["backbone"](crops, is_training=True)
-        cls_logits = self._teacher_calls["dino_head"](tokens["x_norm_clstoken"], groups=groups)  # [T*B, K]
-        cls = self._centre_cls(cls_logits.float(), teacher_temp, groups)
+        cls = self._cls_targets(tokens["x_norm_clstoken"], teacher_temp, groups, n_teacher)
         patches = None
         if self.do_ibot:
             masked = masked_patches(tokens["x_norm_patchtokens"], batch)
-            head = self._teacher_calls["ibot_head" if self.ibot_separate_head else "dino_head"]
-            patches = self._centre_patches(head(masked).float(), teacher_temp, batch["n_masked_patches"])
+            patches = self._patch_targets(masked, teacher_temp, batch["n_masked_patches"])
         # The average that follows changes the shards: the next pass must gather them anew.
         reshard_fsdp_model(self.teacher)
-        self._diagnose(cls)
-        return TeacherTargets(cls=cls.view(n_teacher, batch_size, -1), patches=patches)
+        return TeacherTargets(cls, patches)
 
-    def _centre_cls(self, logits: Tensor, teacher_temp: float, groups: Tensor | None) -> Tensor:
-        """[T*B, K] logits -> probabilities."""
+    def _cls_targets(
+        self, tokens: Tensor, teacher_temp: float, groups: Tensor | None, n_teacher: int
+    ) -> CentredTargets | StoredTargets:
+        """[T*B, D] class tokens -> targets of [B, T] rows."""
+        head = self._teacher_calls["dino_head"]
         if self.cfg.train.centering == "sinkhorn_knopp":
             per_group = groups if self.cfg.dino.centering_per_group else None
-            return self.dino_loss.sinkhorn_knopp_teacher(logits, teacher_temp=teacher_temp, groups=per_group)
-        probabilities = self.dino_loss.softmax_center_teacher(logits, teacher_temp=teacher_temp)
-        self.dino_loss.update_center(logits)
-        return probabilities
+            logits = head(tokens, groups=groups).float()
+            probabilities = self.dino_loss.sinkhorn_knopp_teacher(logits, teacher_temp=teacher_temp, groups=per_group)
+            return StoredTargets(by_sample(probabilities, n_teacher))
+        factors = head(tokens, groups=groups, factored=True)
+        return centred_targets(self.dino_loss, *factors, n_crops=n_teacher, temp=teacher_temp)
 
-    def _centre_patches(self, logits: Tensor, teacher_temp: float, n_masked: Tensor) -> Tensor:
-        """[M, K'] logits -> probabilities."""
+    def _patch_targets(self, tokens: Tensor, teacher_temp: float, n_masked: Tensor) -> CentredTargets | StoredTargets:
+        """[M, D] masked patch tokens -> targets of [M, 1] rows."""
+        head = self._teacher_calls["ibot_head" if self.ibot_separate_head else "dino_head"]
         if self.cfg.train.centering == "sinkhorn_knopp":
-            return self.ibot_patch_loss.sinkhorn_knopp_teacher(
-                logits, teacher_temp=teacher_temp, n_masked_patches_tensor=n_masked
+            probabilities = self.ibot_patch_loss.sinkhorn_knopp_teacher(
+                head(tokens).float(), teacher_temp=teacher_temp, n_masked_patches_tensor=n_masked
             )
-        one_row = logits.unsqueeze(0)  # [1, M, K']: the official centre is a mean over M, then a sum over this axis
-        probabilities = self.ibot_patch_loss.softmax_center_teacher(one_row, teacher_temp=teacher_temp)
-        self.ibot_patch_loss.update_center(one_row)
-        return probabilities.squeeze(0)
-
-    def _diagnose(self, cls: Tensor) -> None:
-        """A teacher at ln K for every crop, or at 0, has collapsed; only the loss would not tell."""
-        entropy = torch.special.entr(cls).sum(-1).mean()
-        marginal = torch.special.entr(cls.mean(0)).sum()
-        self.diagnostics |= {"teacher_entropy": entropy, "teacher_marginal_entropy": marginal}
+            return StoredTargets(probabilities.unsqueeze(1))
+        return centred_targets(self.ibot_patch_loss, *head(tokens, factored=True), n_crops=1, temp=teacher_temp)
 
     # -- student ------------------------------------------------------------------------------------------------------
 
@@ -215,14 +200,16 @@ class SSLMetaArch(nn.Module):
         masked = masked_patches(global_tokens["x_norm_patchtokens"], batch) if self.do_ibot else None
         if masked is not None and not self.ibot_separate_head:
             rows.append(masked)
-        logits = self._student_calls["dino_head"](torch.cat(rows)).split([len(r) for r in rows])
-        patches = None
-        if masked is not None:
-            patches = self._student_calls["ibot_head"](masked) if self.ibot_separate_head else logits[2]
+        bottleneck, weight = self._student_calls["dino_head"](torch.cat(rows), factored=True)
+        n_cls = len(local_cls) + len(global_cls)
+        patches, patch_weight = bottleneck[n_cls:], weight
+        if masked is not None and self.ibot_separate_head:
+            patches, patch_weight = self._student_calls["ibot_head"](masked, factored=True)
         return StudentOutputs(
-            global_cls=logits[1].unflatten(0, (n_global, batch_size)),
-            local_cls=logits[0].unflatten(0, (n_local, batch_size)),
-            patches=patches,
+            cls=by_sample(bottleneck[:n_cls], n_local + n_global),
+            patches=None if masked is None else patches.unsqueeze(1),
+            weight=weight,
+            patch_weight=patch_weight,
             global_tokens=global_cls.unflatten(0, (n_global, batch_size)),
         )
 
@@ -232,37 +219,31 @@ class SSLMetaArch(nn.Module):
         self, batch: Mapping[str, Any], slots: CropSlots, targets: TeacherTargets, student: StudentOutputs
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The optimised loss, and the official displayed ones, in which KoLeo and iBOT are halved."""
-        loss = student.global_tokens.new_zeros((), dtype=torch.float32)
-        displayed: dict[str, Tensor] = {}
+        terms = {}
         if self.do_dino:
-            routing = self.router(slots)
-            for name, logits, weights in (
-                ("dino_local_crops_loss", student.local_cls, routing.dino_local),
-                ("dino_global_crops_loss", student.global_cls, routing.dino_global),
-            ):
-                if len(logits):
-                    cells = cross_entropy_matrix(logits, targets.cls, student_temp=self.dino_loss.student_temp)
-                    term = (cells * weights).mean(-1).sum()
-                    loss = loss + self.dino_loss_weight * term
-                    displayed[name] = term
+            terms["dino"] = dino_term(student, targets, self.router(slots), scale=self.dino_loss_weight)
+        if self.do_ibot:
+            n_images = slots.n_shared * slots.student_globals.shape[1]
+            terms["ibot"] = ibot_term(
+                student, targets, batch["masks_weight"], n_images=n_images, scale=self.ibot_loss_weight
+            )
+        losses = batch_losses(terms, student, student_temp=self.dino_loss.student_temp, dtype=self._product_dtype)
+        loss, displayed = losses.total, {}
+        if losses.dino is not None:
+            n_local = len(slots.student_locals)
+            if n_local:
+                displayed["dino_local_crops_loss"] = losses.dino[:, :n_local].sum()
+            displayed["dino_global_crops_loss"] = losses.dino[:, n_local:].sum()
         if self.do_koleo:
             per_slot = [self.koleo_loss(tokens) for tokens in student.global_tokens]
             term = self.cfg.dino.koleo_loss_weight * sum(per_slot) * (KOLEO_SLOTS / len(per_slot))
             loss = loss + term
             displayed["koleo_loss"] = term / 2
-        if self.do_ibot:
-            assert student.patches is not None, "iBOT was asked for"
-            assert targets.patches is not None, "iBOT was asked for"
-            masks = batch["collated_masks"][: slots.n_shared * slots.student_globals.shape[1]]
-            term = self.ibot_patch_loss.forward_masked(
-                student.patches,
-                targets.patches,
-                student_masks_flat=masks,
-                n_masked_patches=len(student.patches),
-                masks_weight=batch["masks_weight"],
-            )
-            loss = loss + self.ibot_loss_weight * term
-            displayed["ibot_loss"] = term / 2
+        if losses.ibot is not None:
+            displayed["ibot_loss"] = losses.ibot.sum() / 2
+        # A teacher at ln K for every crop, or at 0, has collapsed; only the loss would not tell.
+        entropies = losses.entropies or entropies_of(targets.cls.stored().probabilities)
+        self.diagnostics |= {"teacher_entropy": entropies.mean, "teacher_marginal_entropy": entropies.of_mean}
         return loss, {name: value.detach() for name, value in displayed.items()}
 
     # -- around the step ----------------------------------------------------------------------------------------------
@@ -319,3 +300,4 @@ class SSLMetaArch(nn.Module):
         self.fp16_scaler = grad_scaler(self.cfg, self.device, reduced)
         # Sharded modules cast their own weights and inputs.
         self._autocast_dtype = None if all(is_sharded(self.cfg, name) for name in self.student) else reduced
+        self._product_dtype = product_dtype(self.device, reduced)
