@@ -1,6 +1,11 @@
-"""Data sets wrapped around other data sets."""
+"""Data sets wrapped around other data sets; made by the train loop and the evaluations.
+
+A wrapper answers `__getitems__`, by which PyTorch's loader asks for a batch at once, so that a data set that can serve a batch
+faster than its items one by one is asked for batches.
+"""
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,10 +44,19 @@ class NumberedDataset(Dataset):
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
 
+    @property
+    def draws_by_position(self) -> bool:
+        """See `PositionSeededDataset`."""
+        return getattr(self._dataset, "draws_by_position", False)
+
     def __getitem__(self, index: int) -> Any:
-        item = self._dataset[index]
-        item[0]["index"] = int(index)
-        return item
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        items = _items(self._dataset, indices)
+        for item, index in zip(items, indices, strict=True):
+            item[0]["index"] = int(index)
+        return items
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -55,6 +69,9 @@ class PositionSeededDataset(Dataset):
     are put back afterwards, so that nothing else notices. A crop dictionary without a `position` is given one, from which a
     collate function can seed its masks. Needs the indices of `SeededInfiniteSampler`; an index without a position is passed
     on as it is.
+
+    A data set whose items are functions of index and position already says so by a true attribute `draws_by_position`. Nothing
+    is seeded around it then, and it is asked for whole batches.
     """
 
     def __init__(self, dataset: Any, *, seed: int) -> None:
@@ -62,6 +79,19 @@ class PositionSeededDataset(Dataset):
         self._seed = seed
 
     def __getitem__(self, index: int) -> Any:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        if getattr(self._dataset, "draws_by_position", False):
+            items = _items(self._dataset, indices)
+        else:
+            items = [self._seeded_item(index) for index in indices]
+        for item, index in zip(items, indices, strict=True):
+            if isinstance(index, PositionedIndex) and isinstance(item[0], dict):
+                item[0].setdefault("position", index.position)
+        return items
+
+    def _seeded_item(self, index: int) -> Any:
         if not isinstance(index, PositionedIndex):
             return self._dataset[index]
         (sample_seed,) = np.random.SeedSequence((self._seed, index.position)).generate_state(1, np.uint64)
@@ -70,12 +100,15 @@ class PositionSeededDataset(Dataset):
             torch.random.default_generator.manual_seed(int(sample_seed))
             random.seed(int(sample_seed))
             try:
-                item = self._dataset[index]
+                return self._dataset[index]
             finally:
                 random.setstate(python_state)
-        if isinstance(item[0], dict):
-            item[0].setdefault("position", index.position)
-        return item
 
     def __len__(self) -> int:
         return len(self._dataset)
+
+
+def _items(dataset: Any, indices: Sequence[int]) -> list[Any]:
+    """The items at several indices, at once where the data set can."""
+    at_once = getattr(dataset, "__getitems__", None)
+    return [dataset[index] for index in indices] if at_once is None else at_once(indices)

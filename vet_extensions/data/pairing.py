@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -61,7 +62,7 @@ def draw_pairs(
     view_codes: [N], places in `views`. offsets: [S + 1]. studies: [n], numbers of studies. positions: [n], from 0. The answer
     counts images as view_codes does; -1 is in the second column where the policy allows no pair.
     """
-    allowed = np.array([[PAIRINGS[policy](a, b) for b in views] for a in views], dtype=bool)  # [V, V]
+    allowed = _allowed(tuple(views), policy)
     found = np.full((len(studies), 2), -1, dtype=np.int64)
     for start in range(0, len(studies), _BLOCK):
         block = slice(start, start + _BLOCK)
@@ -77,6 +78,12 @@ def draw_pairs(
             chosen[i] = (*pair, -1)[:2]
         found[block] = np.where(chosen >= 0, chosen + begins[:, None], -1)
     return found
+
+
+@cache
+def _allowed(views: tuple[View, ...], policy: str) -> NDArray[np.bool_]:
+    """Which ordered pairs of views the policy allows, [V, V]; kept, for every batch of a training asks."""
+    return np.array([[PAIRINGS[policy](a, b) for b in views] for a in views], dtype=bool)
 
 
 def _draw_block(

@@ -6,30 +6,35 @@ of `np.random.default_rng((seed, position))` are computed for a whole array of p
 holds every number to numpy's own. Used by `pairing.draw_pairs`.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 _POOL = 4
 _INIT_A, _MULT_A = 0x43B0D7E5, 0x931E8875
 _INIT_B, _MULT_B = 0x8B51F9DD, 0x58F38DED
 _MIX_L, _MIX_R = np.uint32(0xCA01F9DD), np.uint32(0x4973F715)
-_PCG_HIGH, _PCG_LOW = np.uint64(0x2360ED051FC65DA4), np.uint64(0x4385DF649FCCF645)
+_PCG = 0x2360ED051FC65DA44385DF649FCCF645
+_TARGETS = [[target for target in range(_POOL) if target != source] for source in range(_POOL)]
 _MASK_32, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 MAX_POSITION = 2**32
 """Positions and seeds from here on take two words of entropy in numpy, and are not served."""
 
 
-class _Hash:
-    """SeedSequence's hash: the constant changes with each call and not with the data, so that arrays go through it at once."""
+def _constants(start: int, multiplier: int, n: int) -> np.ndarray:
+    """uint32 [n + 1, 1]: what n calls of SeedSequence's hash use one after the other; it changes with the call, not the data."""
+    return np.array([start * pow(multiplier, k, 2**32) % 2**32 for k in range(n + 1)], dtype=np.uint32)[:, None]
 
-    def __init__(self, start: int, multiplier: int) -> None:
-        self._constant, self._multiplier = start, multiplier
 
-    def __call__(self, value: np.ndarray) -> np.ndarray:
-        value = value ^ np.uint32(self._constant)
-        self._constant = self._constant * self._multiplier & 0xFFFFFFFF
-        value = value * np.uint32(self._constant)
-        return value ^ (value >> np.uint32(16))
+def _halves(numbers: Sequence[int]) -> np.ndarray:
+    """uint64 [2, k, 1]: the high and the low 64 bits of k numbers below 2**128."""
+    return np.array([[n >> 64 for n in numbers], [n & (2**64 - 1) for n in numbers]], dtype=np.uint64)[..., None]
+
+
+_HASHES_IN, _HASHES_OUT = _constants(_INIT_A, _MULT_A, _POOL * _POOL), _constants(_INIT_B, _MULT_B, 2 * _POOL)
+_FROM_START = _halves([_PCG**2 % 2**128, (_PCG**2 + _PCG + 1) % 2**128])
+"""PCG's state at the first output is initial state * the first + increment * the second: see `first_words`."""
 
 
 def first_words(seed: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -37,13 +42,14 @@ def first_words(seed: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
     seed and positions: from 0, below MAX_POSITION.
     """
-    states = _seed_words(seed, positions)  # four uint64 [n]
-    # pcg64_srandom: the increment is odd; the state takes a step before and after the initial state is added.
-    inc_high = states[2] << np.uint64(1) | states[3] >> np.uint64(63)
-    inc_low = states[3] << np.uint64(1) | np.uint64(1)
-    high, low = _add(inc_high, inc_low, states[0], states[1])
-    high, low = _step(high, low, inc_high, inc_low)
-    high, low = _step(high, low, inc_high, inc_low)
+    state_high, state_low, stream_high, stream_low = _seed_words(seed, positions)  # uint64 [n] each
+    # pcg64_srandom: the increment is odd; from increment + initial state, one step (* multiplier + increment) is taken in seeding
+    # and another one before the first output. Together they are one linear map, whose two products are taken at once.
+    high = np.stack([state_high, stream_high << np.uint64(1) | stream_low >> np.uint64(63)])  # [2, n]
+    low = np.stack([state_low, stream_low << np.uint64(1) | np.uint64(1)])
+    product_high, product_low = _multiply(high, low, _FROM_START)
+    low = product_low[0] + product_low[1]
+    high = product_high[0] + product_high[1] + (low < product_low[0])
     turn = high >> np.uint64(58)
     mixed = high ^ low
     out = mixed >> turn | mixed << (-turn & np.uint64(63))
@@ -60,40 +66,31 @@ def bounded(words: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (product >> _32).astype(np.int64), (product & _MASK_32) < threshold
 
 
-def _seed_words(seed: int, positions: np.ndarray) -> list[np.ndarray]:
-    """`SeedSequence((seed, position)).generate_state(4, uint64)` for each position."""
-    positions = np.asarray(positions).astype(np.uint32)
-    zero = np.zeros_like(positions)
-    hashed = _Hash(_INIT_A, _MULT_A)
-    pool = [hashed(word) for word in (np.full_like(positions, seed), positions, zero, zero)]
-    for source in range(_POOL):
-        for target in range(_POOL):
-            if source != target:
-                mixed = _MIX_L * pool[target] - _MIX_R * hashed(pool[source])
-                pool[target] = mixed ^ (mixed >> np.uint32(16))
-    hashed = _Hash(_INIT_B, _MULT_B)
-    words = [hashed(pool[i % _POOL]).astype(np.uint64) for i in range(2 * _POOL)]
-    return [words[2 * i] | words[2 * i + 1] << _32 for i in range(_POOL)]
+def _seed_words(seed: int, positions: np.ndarray) -> np.ndarray:
+    """`SeedSequence((seed, position)).generate_state(4, uint64)` for each position, [4, n]."""
+    entropy = np.zeros((_POOL, len(positions)), dtype=np.uint32)
+    entropy[0], entropy[1] = seed, positions
+    pool = _hash(entropy, _HASHES_IN[: _POOL + 1])  # [4, n]
+    for source, targets in enumerate(_TARGETS):
+        call = _POOL + source * len(targets)
+        mixed = _MIX_L * pool[targets] - _MIX_R * _hash(pool[source], _HASHES_IN[call : call + len(targets) + 1])
+        pool[targets] = mixed ^ (mixed >> np.uint32(16))
+    words = _hash(np.concatenate([pool, pool]), _HASHES_OUT).astype(np.uint64)  # [8, n]
+    return words[::2] | words[1::2] << _32
 
 
-def _step(
-    high: np.ndarray, low: np.ndarray, inc_high: np.ndarray, inc_low: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """state * multiplier + increment, modulo 2**128."""
-    product_high = _high_product(low, _PCG_LOW) + high * _PCG_LOW + low * _PCG_HIGH
-    return _add(product_high, low * _PCG_LOW, inc_high, inc_low)
+def _hash(values: np.ndarray, constants: np.ndarray) -> np.ndarray:
+    """As many calls of SeedSequence's hash as `constants` serves, [calls, n], all at once: they do not depend on each other."""
+    values = (values ^ constants[:-1]) * constants[1:]
+    return values ^ (values >> np.uint32(16))
 
 
-def _add(
-    high: np.ndarray, low: np.ndarray, other_high: np.ndarray, other_low: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    total = low + other_low
-    return high + other_high + (total < low).astype(np.uint64), total
-
-
-def _high_product(a: np.ndarray, b: np.uint64) -> np.ndarray:
-    """The upper 64 bits of the product of two 64-bit numbers."""
-    a_high, a_low, b_high, b_low = a >> _32, a & _MASK_32, b >> _32, b & _MASK_32
-    middle = a_high * b_low + (a_low * b_low >> _32)
-    middle_low = (middle & _MASK_32) + a_low * b_high
-    return a_high * b_high + (middle >> _32) + (middle_low >> _32)
+def _multiply(high: np.ndarray, low: np.ndarray, factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """high and low 64 bits of the products with `factors` [2 (high, low), ...], modulo 2**128."""
+    factor_high, factor_low = factors
+    low_high, low_low = low >> _32, low & _MASK_32
+    factor_low_high, factor_low_low = factor_low >> _32, factor_low & _MASK_32
+    middle = low_high * factor_low_low + (low_low * factor_low_low >> _32)
+    middle_low = (middle & _MASK_32) + low_low * factor_low_high
+    carried = low_high * factor_low_high + (middle >> _32) + (middle_low >> _32)
+    return carried + high * factor_low + low * factor_high, low * factor_low

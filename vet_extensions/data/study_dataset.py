@@ -1,7 +1,7 @@
 """`VetStudies`: a training data set whose samples are studies, read from an intake folder."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from vet_extensions.shards import ShardReader
 from vet_extensions.shards.mapped import cache_key, mapped_arrays
 
 logger = logging.getLogger("vet_extensions")
+
+_WORTH_DRAWING_AT_ONCE = 10
+"""Pairs: drawing at once costs about as much as drawing so many one by one, and little more for each further one."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,10 @@ class MultiViewStudyDataset(torch.utils.data.Dataset):
             key=cache_key(manifest.content_hash, self.split, self.where or ""),
             make=lambda: self._study_arrays(manifest),
         )
-        self._rows, self._offsets, self._view_codes = (arrays[name] for name in ("rows", "offsets", "view_codes"))
+        # As plain arrays over the mapped pages: indexing `np.memmap` itself costs several times as much.
+        self._rows, self._offsets, self._view_codes = (
+            arrays[name].view(np.ndarray) for name in ("rows", "offsets", "view_codes")
+        )
         self._view_names = [view for view, is_used in zip(View, arrays["used_views"]) if is_used]
 
     def _study_arrays(self, manifest: Manifest) -> dict[str, np.ndarray]:
@@ -124,42 +130,68 @@ class MultiViewStudyDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
+    @property
+    def draws_by_position(self) -> bool:
+        """Whether an item is a function of its index and the index's position alone: nobody need seed anything around it.
+
+        The pairs are; a transform must say the same of itself, by an attribute of this name.
+        """
+        return self.transform is None or getattr(self.transform, "draws_by_position", False)
+
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        study, position = int(index), getattr(index, "position", -1)
-        sample: Any = self.read(study, position=position)
-        if self.transform is not None:
-            sample = self.transform(sample)
-        target: Any = study
-        if self.target_transform is not None:
-            target = self.target_transform(study)
-        return sample, target
+        study = int(index)
+        return self._item(study, self.read(study, position=getattr(index, "position", -1)))
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, Any]]:
+        """The items of a batch, which PyTorch's loader asks for like this: their pairs are drawn at once."""
+        positions = [getattr(index, "position", -1) for index in indices]
+        # Without positions items draw from torch's state, one after the other.
+        if len(indices) < _WORTH_DRAWING_AT_ONCE or min(positions) < 0:
+            return [self[index] for index in indices]
+        studies = [int(index) for index in indices]
+        images = self._draw_pairs(np.array(studies), np.array(positions))  # [n, 2]; a pair of one image ends with -1
+        n_images = (1 + (images[:, 1] >= 0)).tolist()
+        rows, codes = self._rows[images].tolist(), self._view_codes[images].tolist()
+        return [
+            self._item(study, self._sample(rows[i][:n], codes[i][:n], position))
+            for i, (study, position, n) in enumerate(zip(studies, positions, n_images))
+        ]
+
+    def _item(self, study: int, sample: StudySample) -> tuple[Any, Any]:
+        return (
+            sample if self.transform is None else self.transform(sample),
+            study if self.target_transform is None else self.target_transform(study),
+        )
 
     def pair_rows(self, studies: np.ndarray, *, positions: np.ndarray) -> np.ndarray:
         """Rows in the full manifest of the images that `read` gives for many studies and positions at once, int64 [n, 2].
 
         -1 in the second column stands for a study without a pair.
         """
-        images = draw_pairs(
+        images = self._draw_pairs(np.asarray(studies, dtype=np.int64), np.asarray(positions, dtype=np.int64))
+        return np.where(images >= 0, self._rows[images], -1)
+
+    def _draw_pairs(self, studies: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """The images that `read` gives, as places in this data set's columns, int64 [n, 2]; -1 for none."""
+        return draw_pairs(
             self._view_codes,
             offsets=self._offsets,
-            studies=np.asarray(studies, dtype=np.int64),
-            positions=np.asarray(positions, dtype=np.int64),
+            studies=studies,
+            positions=positions,
             views=self._view_names,
             policy=self.pairing,
             seed=self.seed,
         )
-        return np.where(images >= 0, self._rows[images], -1)
 
     def read(self, study: int, *, position: int = -1) -> StudySample:
         """The images of a study that the pairing draws for a position of the run."""
-        views = self._views_of(study)
-        chosen = draw_pair(views, self.pairing, sample_rng(self.seed, position))
-        rows = [int(self._rows[self._offsets[study] + i]) for i in chosen]
-        return StudySample(
-            pixels=tuple(self._reader.read(row) for row in rows),
-            views=tuple(views[i] for i in chosen),
-            position=position,
-        )
+        begin = self._offsets[study]
+        images = [begin + i for i in draw_pair(self._views_of(study), self.pairing, sample_rng(self.seed, position))]
+        return self._sample(self._rows[images].tolist(), self._view_codes[images].tolist(), position)
+
+    def _sample(self, rows: Iterable[int], view_codes: Iterable[int], position: int) -> StudySample:
+        pixels = tuple([self._reader.read(row) for row in rows])
+        return StudySample(pixels, tuple([self._view_names[code] for code in view_codes]), position)
 
 
 def sample_rng(seed: int, position: int) -> np.random.Generator:

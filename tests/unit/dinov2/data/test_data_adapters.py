@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dinov2.data import DatasetWithEnumeratedTargets, SamplerType, make_data_loader
-from dinov2.data.adapters import PositionSeededDataset
+from dinov2.data.adapters import NumberedDataset, PositionSeededDataset
 from dinov2.data.samplers import PositionedIndex
 
 
@@ -94,6 +94,39 @@ def test_the_draws_do_not_depend_on_the_number_of_workers(num_workers):
         return [next(found) for _ in range(3)]
 
     assert batches(num_workers) == batches(0)
+
+
+class Batched(Plain):
+    """Says that it needs no seeding, and serves whole batches."""
+
+    draws_by_position = True
+
+    def __init__(self):
+        self.asked = []
+
+    def __getitems__(self, indices):
+        self.asked.append([int(index) for index in indices])
+        return [({"item": int(index)}, None) for index in indices]
+
+
+def test_a_data_set_that_serves_batches_is_asked_for_them_through_the_wrappers():
+    inner = Batched()
+    items = PositionSeededDataset(NumberedDataset(inner), seed=1).__getitems__(
+        [PositionedIndex(2, 8), PositionedIndex(0, 9)]
+    )
+    assert inner.asked == [[2, 0]]
+    assert [item for item, _ in items] == [
+        {"item": 2, "index": 2, "position": 8},
+        {"item": 0, "index": 0, "position": 9},
+    ]
+
+
+def test_a_batch_of_seeded_items_equals_the_items_one_by_one():
+    dataset = PositionSeededDataset(Draws(), seed=1)
+    indices = [PositionedIndex(0, 5), PositionedIndex(2, 6), PositionedIndex(1, 5)]
+    at_once = [(item["draws"].tolist(), item["position"]) for item, _ in dataset.__getitems__(indices)]
+    assert at_once == [(item["draws"].tolist(), item["position"]) for item, _ in map(dataset.__getitem__, indices)]
+    assert at_once[0] == at_once[2]
 
 
 def test_enumerated_targets_pass_on_arrays_and_the_length():
