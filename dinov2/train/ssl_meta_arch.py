@@ -253,8 +253,7 @@ class SSLMetaArch(nn.Module):
         """Exponential moving average: teacher = m * teacher + (1 - m) * student."""
         teacher = [local_tensor(parameter) for parameter in self.teacher.parameters()]
         student = [local_tensor(parameter) for parameter in self.student.parameters()]
-        torch._foreach_mul_(teacher, m)
-        torch._foreach_add_(teacher, student, alpha=1 - m)
+        torch._foreach_lerp_(teacher, student, 1 - m)
 
     def train(self, mode: bool = True) -> "SSLMetaArch":
         """The student follows `mode`; the teacher always stays in evaluation mode."""
@@ -271,7 +270,8 @@ class SSLMetaArch(nn.Module):
         )
         fused = list(fuse_params_groups(groups))
         for group in fused:
-            group["foreach"] = True
+            # Official: foreach, which takes four times as long on the CPU.
+            group["fused"] = True
         return fused
 
     def get_params_groups(self) -> list[dict[str, Any]]:

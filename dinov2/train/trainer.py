@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from dinov2 import distributed
 from dinov2.fsdp import full_tensor
@@ -24,10 +24,27 @@ logger = logging.getLogger("dinov2")
 
 Batch = Mapping[str, Any]
 
+_CLIP_EPS = 1e-6
+"""What torch adds to the norm when it clips."""
+
 
 def build_optimizer(cfg: DictConfig, params_groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     """AdamW; learning rate and weight decay are written into the groups at every step."""
     return torch.optim.AdamW(params_groups, betas=(cfg.optim.adamw_beta1, cfg.optim.adamw_beta2))
+
+
+def clip_gradients(module: nn.Module, *, max_norm: float) -> Tensor:
+    """Scale the module's gradients down to a norm of `max_norm` where theirs is larger; returns their norm before that, 0-d.
+
+    As `torch.nn.utils.clip_grad_norm_`, but on the CPU gradients that are short enough are not multiplied by 1. Another device
+    would have to be waited for to know.
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    whole = full_tensor(norm)
+    if whole.device.type != "cpu" or not whole + _CLIP_EPS <= max_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return whole
 
 
 class Trainer:
@@ -90,11 +107,10 @@ class Trainer:
             scaler.unscale_(self.optimizer)
         if not self.cfg.optim.clip_grad:
             return {}
-        norms = {}
-        for name, module in self.model.student.items():
-            norm = torch.nn.utils.clip_grad_norm_(module.parameters(), max_norm=self.cfg.optim.clip_grad)
-            norms[f"grad_norm_{name}"] = full_tensor(norm)
-        return norms
+        return {
+            f"grad_norm_{name}": clip_gradients(module, max_norm=self.cfg.optim.clip_grad)
+            for name, module in self.model.student.items()
+        }
 
     def _step(self) -> None:
         scaler = self.model.fp16_scaler
