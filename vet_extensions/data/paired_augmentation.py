@@ -1,103 +1,23 @@
 """Crops of two views of a study for student and teacher, radiograph-safe: `augmentation.name: paired_views`.
 
-Slots and their source images follow the routing's layout; crops leave as uint8 grey [1, s, s] and are normalised on the
-device. Colour, solarisation and (by default) mirroring have no meaning on a radiograph and are not there.
+Slots and their source images follow the routing's layout; `radiograph_crop` cuts the crops.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
-import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
 from dinov2.loss.routing import CropLayout
 from dinov2.utils.registry import checked_options
+from vet_extensions.data.radiograph_crop import CropSettings, RadiographCrop
 from vet_extensions.data.study_dataset import StudySample, sample_rng
 from vet_extensions.errors import UserError
 from vet_extensions.schema import View, ViewFamily, view_family
 
 _FAMILIES = list(ViewFamily)
-
-
-@dataclass(frozen=True)
-class CropSettings:
-    """How one crop is cut and how its grey values are varied. Sigmas are of normal draws; 0 switches a term off."""
-
-    global_scale: tuple[float, float]
-    local_scale: tuple[float, float]
-    global_size_px: int
-    local_size_px: int
-    aspect_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    rotation_deg: float = 0.0
-    hflip_probability: float = 0.0
-    gamma_sigma: float = 0.2
-    contrast_sigma: float = 0.2
-    brightness_sigma: float = 0.05
-    noise_sigma: float = 0.01
-    blur_probability: float = 0.2
-    blur_sigma_px: tuple[float, float] = (0.1, 1.0)
-
-
-class RadiographCrop:
-    """Cuts and varies one crop of one grey image; all randomness comes from the generator it is given."""
-
-    def __init__(self, settings: CropSettings) -> None:
-        self.settings = settings
-
-    def __call__(self, pixels: np.ndarray, *, is_global: bool, rng: np.random.Generator) -> Tensor:
-        """pixels: [H, W] uint8 or uint16 -> uint8 tensor [1, s, s], s the global or local crop size."""
-        s = self.settings
-        scale, size = (s.global_scale, s.global_size_px) if is_global else (s.local_scale, s.local_size_px)
-        crop = self._cut(pixels, scale, size, rng).astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
-        crop = self._vary(crop, rng)
-        return torch.from_numpy(np.rint(crop * 255).astype(np.uint8))[None]
-
-    def _cut(self, pixels: np.ndarray, scale: tuple[float, float], size: int, rng: np.random.Generator) -> np.ndarray:
-        """A random box of the given share of the area, turned and mirrored, resized with antialiasing to size x size."""
-        s = self.settings
-        height, width = pixels.shape
-        area = rng.uniform(*scale) * height * width
-        ratio = math.exp(rng.uniform(math.log(s.aspect_ratio[0]), math.log(s.aspect_ratio[1])))
-        box_w, box_h = min(math.sqrt(area * ratio), width), min(math.sqrt(area / ratio), height)
-        left, top = rng.uniform(0, width - box_w), rng.uniform(0, height - box_h)
-        angle = s.rotation_deg * float(rng.standard_normal()) if s.rotation_deg else 0.0
-        mirror = bool(rng.random() < s.hflip_probability)
-        # Halving by area averaging until less than a factor of 2 is left: what bilinear sampling then does is alias-free.
-        shrink = 1
-        while min(box_w, box_h) / (2 * shrink) >= size:
-            shrink *= 2
-        if shrink > 1:
-            pixels = cv2.resize(
-                pixels, (max(width // shrink, 1), max(height // shrink, 1)), interpolation=cv2.INTER_AREA
-            )
-        scale_x, scale_y = pixels.shape[1] / width, pixels.shape[0] / height
-        to_source = _box_transform(left, top, box_w, box_h, size=size, angle_deg=angle, mirror=mirror)
-        to_source = np.diag([scale_x, scale_y]) @ to_source
-        # Pixel centres stand at +0.5: shift before and after the area scaling.
-        to_source[:, 2] += to_source[:, :2] @ (0.5, 0.5) - 0.5
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        return cv2.warpAffine(
-            pixels, to_source, (size, size), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=0
-        )
-
-    def _vary(self, crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Exposure-like changes of grey values in [0, 1]: gamma, contrast about the mean, brightness, blur, noise."""
-        s = self.settings
-        gamma, contrast, brightness = rng.standard_normal(3)
-        crop = np.power(crop, np.float32(math.exp(s.gamma_sigma * gamma)))
-        mean = crop.mean()
-        crop = (crop - mean) * np.float32(math.exp(s.contrast_sigma * contrast)) + mean
-        crop = crop + np.float32(s.brightness_sigma * brightness)
-        if rng.random() < s.blur_probability:
-            crop = cv2.GaussianBlur(crop, (0, 0), rng.uniform(*s.blur_sigma_px))
-        if s.noise_sigma:
-            crop = crop + np.float32(s.noise_sigma) * rng.standard_normal(crop.shape, dtype=np.float32)
-        return np.clip(crop, 0, 1)
 
 
 class PairedViewAugmentation:
@@ -127,7 +47,7 @@ class PairedViewAugmentation:
         }
 
         def cut(slots: list[int], *, is_global: bool) -> list[Tensor]:
-            return [self.crop(images[v][0], is_global=is_global, rng=rng) for v in slots]
+            return self.crop.crops([images[v][0] for v in slots], is_global=is_global, rng=rng)
 
         n_shared = self.layout.n_shared
         student = cut(sources["student_globals"], is_global=True)
@@ -173,14 +93,3 @@ def paired_views(cfg: DictConfig, layout: CropLayout) -> PairedViewAugmentation:
 
 def _typed(value: Any) -> Any:
     return tuple(value) if not isinstance(value, (int, float)) else float(value)
-
-
-def _box_transform(
-    left: float, top: float, box_w: float, box_h: float, *, size: int, angle_deg: float, mirror: bool
-) -> np.ndarray:
-    """[2, 3] map from crop coordinates (0..size) to source coordinates: the box, turned about its centre, mirrored."""
-    cos, sin = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
-    step = np.array([[(-1 if mirror else 1) * box_w / size, 0.0], [0.0, box_h / size]])
-    linear = np.array([[cos, -sin], [sin, cos]]) @ step
-    centre = np.array([left + box_w / 2, top + box_h / 2])
-    return np.column_stack([linear, centre - linear @ (size / 2, size / 2)])
