@@ -107,7 +107,9 @@ def _draw_block(
     rank, again = bounded(words[1], np.maximum(n_partners, 1))
     is_sure &= ~again
     second = np.where(n_partners > 0, (is_partner.cumsum(axis=1) > rank[:, None]).argmax(axis=1), -1)
-    return np.stack([first, second], axis=1), is_sure
+    chosen = np.empty((len(codes), 2), dtype=np.int64)
+    chosen[:, 0], chosen[:, 1] = first, second
+    return chosen, is_sure
 
 
 def pair_kinds(compositions: Iterable[tuple[Sequence[View], int]], policy: str) -> Counter[str]:

@@ -15,16 +15,16 @@ _INIT_A, _MULT_A = 0x43B0D7E5, 0x931E8875
 _INIT_B, _MULT_B = 0x8B51F9DD, 0x58F38DED
 _MIX_L, _MIX_R = np.uint32(0xCA01F9DD), np.uint32(0x4973F715)
 _PCG = 0x2360ED051FC65DA44385DF649FCCF645
-_TARGETS = [[target for target in range(_POOL) if target != source] for source in range(_POOL)]
-_MASK_32, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
+_16, _MASK_32, _32 = np.uint32(16), np.uint64(0xFFFFFFFF), np.uint64(32)
 
 MAX_POSITION = 2**32
 """Positions and seeds from here on take two words of entropy in numpy, and are not served."""
 
 
-def _constants(start: int, multiplier: int, n: int) -> np.ndarray:
-    """uint32 [n + 1, 1]: what n calls of SeedSequence's hash use one after the other; it changes with the call, not the data."""
-    return np.array([start * pow(multiplier, k, 2**32) % 2**32 for k in range(n + 1)], dtype=np.uint32)[:, None]
+def _hash_constants(start: int, multiplier: int, calls: Sequence[int]) -> np.ndarray:
+    """uint32 [2 (xor, multiplier), calls, 1] of some calls of SeedSequence's hash: they change with the call, not the data."""
+    after = [[start * pow(multiplier, call + k, 2**32) % 2**32 for call in calls] for k in (0, 1)]
+    return np.array(after, dtype=np.uint32)[..., None]
 
 
 def _halves(numbers: Sequence[int]) -> np.ndarray:
@@ -32,7 +32,13 @@ def _halves(numbers: Sequence[int]) -> np.ndarray:
     return np.array([[n >> 64 for n in numbers], [n & (2**64 - 1) for n in numbers]], dtype=np.uint64)[..., None]
 
 
-_HASHES_IN, _HASHES_OUT = _constants(_INIT_A, _MULT_A, _POOL * _POOL), _constants(_INIT_B, _MULT_B, 2 * _POOL)
+_FILL = _hash_constants(_INIT_A, _MULT_A, range(_POOL))
+_MIX = [
+    _hash_constants(_INIT_A, _MULT_A, [_POOL + (_POOL - 1) * source + t - (t > source) for t in range(_POOL)])
+    for source in range(_POOL)
+]
+"""One hash of each word of the pool for each other one, in this order; the entry of a word for itself is not used."""
+_EXPAND = _hash_constants(_INIT_B, _MULT_B, range(2 * _POOL))
 _FROM_START = _halves([_PCG**2 % 2**128, (_PCG**2 + _PCG + 1) % 2**128])
 """PCG's state at the first output is initial state * the first + increment * the second: see `first_words`."""
 
@@ -42,11 +48,12 @@ def first_words(seed: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
     seed and positions: from 0, below MAX_POSITION.
     """
-    state_high, state_low, stream_high, stream_low = _seed_words(seed, positions)  # uint64 [n] each
+    words = _seed_words(seed, positions)
+    high, low = words[::2], words[1::2]  # [2 (initial state, stream), n] each
     # pcg64_srandom: the increment is odd; from increment + initial state, one step (* multiplier + increment) is taken in seeding
     # and another one before the first output. Together they are one linear map, whose two products are taken at once.
-    high = np.stack([state_high, stream_high << np.uint64(1) | stream_low >> np.uint64(63)])  # [2, n]
-    low = np.stack([state_low, stream_low << np.uint64(1) | np.uint64(1)])
+    high[1] = high[1] << np.uint64(1) | low[1] >> np.uint64(63)
+    low[1] = low[1] << np.uint64(1) | np.uint64(1)
     product_high, product_low = _multiply(high, low, _FROM_START)
     low = product_low[0] + product_low[1]
     high = product_high[0] + product_high[1] + (low < product_low[0])
@@ -61,8 +68,9 @@ def bounded(words: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Lemire's method (arXiv 1805.10941), as `Generator.integers` uses for ranges below 2**32.
     """
-    product = words.astype(np.uint64) * n.astype(np.uint64)
-    threshold = (np.uint64(2**32) - n.astype(np.uint64)) % n.astype(np.uint64)
+    n = n.astype(np.uint64)
+    product = words * n
+    threshold = (np.uint64(2**32) - n) % n
     return (product >> _32).astype(np.int64), (product & _MASK_32) < threshold
 
 
@@ -70,19 +78,21 @@ def _seed_words(seed: int, positions: np.ndarray) -> np.ndarray:
     """`SeedSequence((seed, position)).generate_state(4, uint64)` for each position, [4, n]."""
     entropy = np.zeros((_POOL, len(positions)), dtype=np.uint32)
     entropy[0], entropy[1] = seed, positions
-    pool = _hash(entropy, _HASHES_IN[: _POOL + 1])  # [4, n]
-    for source, targets in enumerate(_TARGETS):
-        call = _POOL + source * len(targets)
-        mixed = _MIX_L * pool[targets] - _MIX_R * _hash(pool[source], _HASHES_IN[call : call + len(targets) + 1])
-        pool[targets] = mixed ^ (mixed >> np.uint32(16))
-    words = _hash(np.concatenate([pool, pool]), _HASHES_OUT).astype(np.uint64)  # [8, n]
+    pool = _hash(entropy, _FILL)  # [4, n]
+    for source, constants in enumerate(_MIX):
+        mixed = _MIX_L * pool - _MIX_R * _hash(pool[source], constants)
+        mixed ^= mixed >> _16
+        mixed[source] = pool[source]
+        pool = mixed
+    words = _hash(np.concatenate([pool, pool]), _EXPAND).astype(np.uint64)  # [8, n]
     return words[::2] | words[1::2] << _32
 
 
 def _hash(values: np.ndarray, constants: np.ndarray) -> np.ndarray:
-    """As many calls of SeedSequence's hash as `constants` serves, [calls, n], all at once: they do not depend on each other."""
-    values = (values ^ constants[:-1]) * constants[1:]
-    return values ^ (values >> np.uint32(16))
+    """Several calls of SeedSequence's hash at once, [calls, n]: they do not depend on each other."""
+    values = (values ^ constants[0]) * constants[1]
+    values ^= values >> _16
+    return values
 
 
 def _multiply(high: np.ndarray, low: np.ndarray, factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

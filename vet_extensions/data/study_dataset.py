@@ -190,8 +190,8 @@ class MultiViewStudyDataset(torch.utils.data.Dataset):
         return self._sample(self._rows[images].tolist(), self._view_codes[images].tolist(), position)
 
     def _sample(self, rows: Iterable[int], view_codes: Iterable[int], position: int) -> StudySample:
-        pixels = tuple([self._reader.read(row) for row in rows])
-        return StudySample(pixels, tuple([self._view_names[code] for code in view_codes]), position)
+        pixels, views = map(self._reader.read, rows), map(self._view_names.__getitem__, view_codes)
+        return StudySample(tuple(pixels), tuple(views), position)
 
 
 def sample_rng(seed: int, position: int) -> np.random.Generator:
