@@ -26,6 +26,9 @@ class PairedViewAugmentation:
     Source 0 (image A) is the teacher's view. A study with a single image gives all crops from it.
     """
 
+    draws_by_position = True
+    """All draws come from (seed, position): `PositionSeededDataset` need not seed anything."""
+
     def __init__(self, crop: RadiographCrop, layout: CropLayout, *, seed: int, teacher_view: str = "random") -> None:
         """teacher_view: random, first (as the pairing drew them), or a view's name, which is A wherever the pair has it."""
         if teacher_view not in ("random", "first", *View):

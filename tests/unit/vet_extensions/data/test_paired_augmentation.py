@@ -135,3 +135,33 @@ def test_unknown_teacher_view_and_unknown_keys_are_named():
     cfg.augmentation = {"name": "paired_views", "gama_sigma": 0.1}
     with pytest.raises(CoreUserError, match="gamma_sigma"):
         paired_views(cfg, build_router({"name": "same_image"}, 8).layout)
+
+
+def test_crops_neither_read_nor_move_the_generators_of_the_process():
+    pixels = np.random.default_rng(0).integers(0, 255, (128, 100), dtype=np.uint8)
+    make = augmentation(noise_sigma=0.02, blur_probability=0.5, teacher_view="random")
+    sample = StudySample(pixels=(pixels, pixels), views=(View.VD, View.LATERAL_LEFT), position=3)
+    assert make.draws_by_position
+    before = torch.random.get_rng_state()
+    expected = torch.stack(make(sample)["local_crops"])
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert torch.equal(torch.stack(make(sample)["local_crops"]), expected)
+
+
+def test_switching_one_variation_off_leaves_the_boxes_where_they_were():
+    image = np.tile(np.arange(0, 200, 2, dtype=np.uint8), (100, 1))
+    plain = RadiographCrop(settings())(image, is_global=False, rng=np.random.default_rng(4))
+    noisy = RadiographCrop(settings(noise_sigma=0.005, blur_probability=1.0, blur_sigma_px=(0.3, 0.5)))(
+        image, is_global=False, rng=np.random.default_rng(4)
+    )
+    assert not torch.equal(noisy, plain)
+    assert (noisy.float() - plain.float()).abs().max() < 12
+
+
+def test_boxes_of_extreme_shape_stay_inside_the_image():
+    flat = np.full((40, 400), 77, dtype=np.uint8)
+    cut = RadiographCrop(settings(global_scale=(0.01, 1.0), aspect_ratio=(0.05, 20.0)))
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        assert set(cut(flat, is_global=True, rng=rng).unique().tolist()) == {77}
