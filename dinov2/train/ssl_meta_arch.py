@@ -30,7 +30,7 @@ from dinov2.train.objective import (
     ibot_term,
 )
 from dinov2.train.parallel import is_sharded, make_parallel, set_up_blocks
-from dinov2.train.precision import autocast, autocast_dtype, grad_scaler, product_dtype
+from dinov2.train.precision import autocast, autocast_dtype, grad_scaler
 from dinov2.utils.errors import UserError
 from dinov2.utils.param_groups import fuse_params_groups, get_params_groups_with_decay
 from dinov2.utils.utils import has_batchnorms
@@ -300,4 +300,4 @@ class SSLMetaArch(nn.Module):
         self.fp16_scaler = grad_scaler(self.cfg, self.device, reduced)
         # Sharded modules cast their own weights and inputs.
         self._autocast_dtype = None if all(is_sharded(self.cfg, name) for name in self.student) else reduced
-        self._product_dtype = product_dtype(self.device, reduced)
+        self._product_dtype = reduced or torch.float32
