@@ -142,14 +142,15 @@ def one_step(kind: str, precision: str, args: argparse.Namespace) -> None:
 
 
 def peak_table(args: argparse.Namespace) -> str:
-    """Most memory that a fresh process needs for whole steps, of the model, its gradients and the optimizer included."""
+    """Most memory that a fresh process adds for whole steps to PyTorch itself: model, gradients and optimizer included."""
     rows = ["| peak memory | plain, MiB | ours, MiB | share |", "|---|---|---|---|"]
     for precision in args.precisions:
         if args.device.startswith("cuda"):
             plain, ours = (_cuda_peak_mib(kind, precision, args) for kind in WAYS)
         else:
             plain, ours = (peak_memory_mib(one_step, kind, precision, args) for kind in WAYS)
-        rows.append(f"| {precision} | {plain:.0f} | {ours:.0f} | {ours / plain:.2f} |")
+        share = f"{ours / plain:.2f}" if plain else "too small to see"
+        rows.append(f"| {precision} | {plain:.0f} | {ours:.0f} | {share} |")
     return "\n".join(rows)
 
 
