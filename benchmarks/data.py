@@ -171,9 +171,9 @@ def rate_table(images: Mapping[str, np.ndarray], folder: Path, *, repeats: int) 
 
 def boxes(rng: np.random.Generator, scale: tuple[float, float], shape: tuple[int, ...], n: int) -> Iterator[Box]:
     """Boxes as `RadiographCrop` draws them."""
-    crop = RadiographCrop(SETTINGS)
-    for _ in range(n):
-        yield crop._box(shape, scale, rng.random(4).tolist())
+    crop = RadiographCrop(replace(SETTINGS, global_scale=scale))
+    for plan in crop.plans([shape] * n, is_global=True, rng=rng):
+        yield plan.box
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

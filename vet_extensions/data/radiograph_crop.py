@@ -39,6 +39,20 @@ class CropSettings:
     blur_sigma_px: tuple[float, float] = (0.1, 1.0)
 
 
+@dataclass(frozen=True)
+class CropPlan:
+    """What was drawn for one crop, noise apart: where it lies and what is done to it, in this order.
+
+    angle_deg: clockwise, of the box about its centre. blur_sigma_px: of a Gaussian, in pixels of the crop; 0 for none.
+    """
+
+    box: Box
+    angle_deg: float
+    is_mirrored: bool
+    curve: ToneCurve
+    blur_sigma_px: float
+
+
 class RadiographCrop:
     """Cuts and varies crops of grey images; all randomness comes from the generator it is given."""
 
@@ -53,39 +67,43 @@ class RadiographCrop:
     def crops(self, images: Sequence[np.ndarray], *, is_global: bool, rng: np.random.Generator) -> list[Tensor]:
         """One crop of each image, in order; an image may be there several times. images: as `__call__`'s pixels."""
         _use_one_thread()
-        s = self.settings
-        scale, size = (s.global_scale, s.global_size_px) if is_global else (s.local_scale, s.local_size_px)
-        uniform, normal = (
-            rng.random((len(images), _N_UNIFORM)).tolist(),
-            rng.standard_normal((len(images), _N_NORMAL)).tolist(),
-        )
+        size = self.settings.global_size_px if is_global else self.settings.local_size_px
         out = np.empty((len(images), 1, size, size), dtype=np.uint8)
-        for place, pixels, u, z in zip(out, images, uniform, normal, strict=True):
-            place[0] = self._crop(pixels, scale, size, u, z, rng)
+        plans = self.plans([pixels.shape for pixels in images], is_global=is_global, rng=rng)
+        for place, pixels, plan in zip(out, images, plans, strict=True):
+            crop = resized_box(pixels, plan.box, size=size, angle_deg=plan.angle_deg)
+            if plan.is_mirrored:
+                crop = cv2.flip(crop, 1)
+            place[0] = varied(crop, plan.curve, blur_sigma_px=plan.blur_sigma_px, noise=self._noise, rng=rng)
         return list(torch.from_numpy(out))
 
-    def _crop(
-        self,
-        pixels: np.ndarray,
-        scale: tuple[float, float],
-        size: int,
-        uniform: Sequence[float],
-        normal: Sequence[float],
-        rng: np.random.Generator,
-    ) -> np.ndarray:
+    def plans(self, shapes: Sequence[tuple[int, ...]], *, is_global: bool, rng: np.random.Generator) -> list[CropPlan]:
+        """Draw a crop of an image of each shape (height, width)."""
+        s = self.settings
+        scale = s.global_scale if is_global else s.local_scale
+        uniform, normal = rng.random((len(shapes), _N_UNIFORM)), rng.standard_normal((len(shapes), _N_NORMAL))
+        return [
+            self._plan(shape, scale, *draws)
+            for shape, *draws in zip(shapes, uniform.tolist(), normal.tolist(), strict=True)
+        ]
+
+    def _plan(
+        self, shape: tuple[int, ...], scale: tuple[float, float], uniform: Sequence[float], normal: Sequence[float]
+    ) -> CropPlan:
         s = self.settings
         u_mirror, u_blur, u_sigma = uniform[4:]
-        box = self._box(pixels.shape, scale, uniform[:4])
-        crop = resized_box(pixels, box, size=size, angle_deg=s.rotation_deg * normal[0])
-        if u_mirror < s.hflip_probability:
-            crop = cv2.flip(crop, 1)
-        curve = ToneCurve(
-            gamma=math.exp(s.gamma_sigma * normal[1]),
-            contrast=math.exp(s.contrast_sigma * normal[2]),
-            brightness=s.brightness_sigma * normal[3],
+        z_angle, z_gamma, z_contrast, z_brightness = normal
+        return CropPlan(
+            box=self._box(shape, scale, uniform[:4]),
+            angle_deg=s.rotation_deg * z_angle,
+            is_mirrored=u_mirror < s.hflip_probability,
+            curve=ToneCurve(
+                gamma=math.exp(s.gamma_sigma * z_gamma),
+                contrast=math.exp(s.contrast_sigma * z_contrast),
+                brightness=s.brightness_sigma * z_brightness,
+            ),
+            blur_sigma_px=_between(s.blur_sigma_px, u_sigma) if u_blur < s.blur_probability else 0.0,
         )
-        blur_sigma_px = _between(s.blur_sigma_px, u_sigma) if u_blur < s.blur_probability else 0.0
-        return varied(crop, curve, blur_sigma_px=blur_sigma_px, noise=self._noise, rng=rng)
 
     def _box(self, shape: tuple[int, ...], scale: tuple[float, float], uniform: Sequence[float]) -> Box:
         """A box of a share of the image's area within `scale`, log-uniform in its aspect ratio, anywhere inside.
