@@ -11,6 +11,7 @@ from dinov2.layers.kernels import (
     CropGroups,
     attention,
     attention_probabilities,
+    split_heads,
 )
 
 __all__ = ["XFORMERS_AVAILABLE", "XFORMERS_ENABLED", "Attention", "MemEffAttention"]
@@ -50,7 +51,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, is_causal: bool = False) -> Tensor:
         """[B, N, C] -> [B, N, C]. `is_causal`: a token attends only to itself and those before it."""
-        return self.proj_drop(self.proj(self._attend(self.qkv(x), is_causal=is_causal)))
+        return self.project(self._attend(self.qkv(x), is_causal=is_causal))
+
+    def project(self, attended: Tensor) -> Tensor:
+        """The output projection of tokens that have attended: [..., C] -> [..., C]."""
+        return self.proj_drop(self.proj(attended))
 
     def attention_probabilities(self, x: Tensor) -> Tensor:
         """[B, N, C] -> [B, H, N, N] fp32: how much each token (row) attends to each other (column)."""
@@ -65,7 +70,10 @@ class Attention(nn.Module):
 
     def _attend(self, qkv: Tensor, *, is_causal: bool = False) -> Tensor:
         """[B, N, 3C] -> [B, N, C], before the output projection."""
-        q, k, v = self._heads(qkv)
+        return self._attend_heads(*self._heads(qkv), is_causal=is_causal)
+
+    def _attend_heads(self, q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = False) -> Tensor:
+        """[B, H, N, D] each -> [B, N, C]."""
         out = attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0, is_causal=is_causal)
         return out.transpose(1, 2).flatten(2)
 
@@ -78,5 +86,8 @@ class MemEffAttention(Attention):
         if attn_bias is None:
             return super().forward(x)
         assert isinstance(attn_bias, CropGroups), f"attn_bias must be a CropGroups, got {type(attn_bias).__name__}"
-        attended = [self._attend(group) for group in attn_bias.split(self.qkv(x))]
-        return self.proj_drop(self.proj(CropGroups.pack(attended)))
+        return self.project(self.attend_groups(x, attn_bias))
+
+    def attend_groups(self, x: Tensor, groups: CropGroups) -> Tensor:
+        """Packed tokens [1, tokens, C] after attending within their sequences, before the output projection."""
+        return CropGroups.pack([self._attend_heads(*qkv) for qkv in split_heads(self.qkv(x), groups, self.num_heads)])

@@ -16,8 +16,26 @@ from dinov2.layers.drop_path import DropPath
 from dinov2.layers.kernels import XFORMERS_AVAILABLE, XFORMERS_ENABLED, CropGroups
 from dinov2.layers.layer_scale import LayerScale
 from dinov2.layers.mlp import Mlp
+from dinov2.layers.sample_subsets import (
+    Subset,
+    add_branch_to_subsets,
+    add_residual,
+    get_attn_bias_and_cat,
+    get_branges_scales,
+    pick_subsets,
+    places_of_rows,
+)
 
-__all__ = ["XFORMERS_AVAILABLE", "XFORMERS_ENABLED", "Block", "CausalAttentionBlock", "NestedTensorBlock"]
+__all__ = [
+    "XFORMERS_AVAILABLE",
+    "XFORMERS_ENABLED",
+    "Block",
+    "CausalAttentionBlock",
+    "NestedTensorBlock",
+    "add_residual",
+    "get_attn_bias_and_cat",
+    "get_branges_scales",
+]
 
 
 class Block(nn.Module):
@@ -102,14 +120,41 @@ class NestedTensorBlock(Block):
         x = x + self._ffn_branch(x)
         return groups.split(x)
 
-    def forward(self, x_or_x_list: Tensor | list[Tensor]) -> Tensor | list[Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """A tensor [B, N, C] as `Block`, a list of them as `forward_nested`."""
+    def forward_rows(self, x_list: Sequence[Tensor], rows: Sequence[Tensor]) -> list[Tensor]:
+        """As `forward_nested`, for some tokens only: [b_i, n_i, C] and [u_i] each -> [u_i, C] each.
+
+        rows: the wanted tokens' places among the b_i * n_i of their tensor. All tokens are still attended to; what comes after
+        (output projection, residuals, feed-forward branch) runs for the wanted ones. Same samples are drawn, same results.
+        """
+        assert isinstance(self.attn, MemEffAttention), "a list of crops needs attn_class=MemEffAttention"
+        subsets = self._draw_subsets(x_list)
+        groups, packed, x_list = pick_subsets(x_list, subsets)
+        attended = self.attn.attend_groups(self.norm1(packed), groups).squeeze(0)
+        places, factors = places_of_rows(x_list, subsets, rows)
+        x = torch.cat([x.flatten(0, 1).index_select(0, r) for x, r in zip(x_list, rows, strict=True)])
+        residual = self.ls1(self.attn.project(attended.index_select(0, places)))
+        x = (x + residual * factors).to(x.dtype)
+        _, factors = places_of_rows(x_list, self._draw_subsets(x_list), rows)
+        x = (x + self._ffn_branch(x) * factors).to(x.dtype)
+        return list(x.split([len(r) for r in rows]))
+
+    def _draw_subsets(self, x_list: Sequence[Tensor]) -> list[Subset]:
+        """The samples that keep their residual; all, and nothing drawn, where no depth is dropped."""
+        if self.training and self.sample_drop_ratio > 0.0:
+            return [get_branges_scales(x, self.sample_drop_ratio) for x in x_list]
+        return [Subset(torch.arange(x.shape[0], device=x.device), 1.0) for x in x_list]
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x_or_x_list: Tensor | list[Tensor], rows: Sequence[Tensor] | None = None
+    ) -> Tensor | list[Tensor]:
+        """A tensor [B, N, C] as `Block`, a list of them as `forward_nested`; a list with `rows` as `forward_rows`."""
         if isinstance(x_or_x_list, Tensor):
+            assert rows is None, "rows of tokens are picked from a list of crops"
             return super().forward(x_or_x_list)
         assert isinstance(x_or_x_list, list), (
             f"expected a tensor or a list of tensors, got {type(x_or_x_list).__name__}"
         )
-        return self.forward_nested(x_or_x_list)
+        return self.forward_nested(x_or_x_list) if rows is None else self.forward_rows(x_or_x_list, rows)
 
 
 class CausalAttentionBlock(nn.Module):
@@ -161,41 +206,16 @@ class CausalAttentionBlock(nn.Module):
         return x + self.ls2(self.feed_forward(self.ffn_norm(x)))
 
 
-def get_branges_scales(x: Tensor, sample_drop_ratio: float = 0.0) -> tuple[Tensor, float]:
-    """Which samples of x [B, ...] keep their residual, drawn on x's device, and the factor B / kept that makes up for it."""
-    batch = x.shape[0]
-    kept = max(int(batch * (1 - sample_drop_ratio)), 1)
-    return torch.randperm(batch, device=x.device)[:kept], batch / kept
-
-
-def add_residual(
-    x: Tensor,
-    brange: Tensor,
-    residual: Tensor,
-    residual_scale_factor: float,
-    scaling_vector: Tensor | None = None,
-) -> Tensor:
-    """x [B, N, C] plus factor * residual [kept, N, C] (times the vector [C]) on the samples `brange`; in x's dtype."""
-    if scaling_vector is not None:
-        residual = residual * scaling_vector
-    return torch.index_add(x, 0, brange, residual.to(x.dtype), alpha=residual_scale_factor)
-
-
 def drop_add_residual_stochastic_depth(
     x: Tensor, residual_func: Callable[[Tensor], Tensor], sample_drop_ratio: float = 0.0
 ) -> Tensor:
-    """x plus the branch, computed only for a random subset of the samples."""
-    brange, scale = get_branges_scales(x, sample_drop_ratio)
-    return add_residual(x, brange, residual_func(x.index_select(0, brange)), scale)
+    """x [B, N, C] plus the branch, computed only for a random subset of the samples."""
 
+    def branch(packed: Tensor, groups: CropGroups) -> Tensor:
+        (kept,) = groups.split(packed)
+        return residual_func(kept).flatten(0, 1).unsqueeze(0)
 
-def get_attn_bias_and_cat(
-    x_list: Sequence[Tensor], branges: Sequence[Tensor] | None = None
-) -> tuple[CropGroups, Tensor]:
-    """Pack the tensors, or the samples `branges` of each, into [1, tokens, C], and say where each group lies."""
-    if branges is not None:
-        x_list = [x.index_select(0, brange) for x, brange in zip(x_list, branges, strict=True)]
-    return CropGroups(tuple((x.shape[0], x.shape[1]) for x in x_list)), CropGroups.pack(x_list)
+    return add_branch_to_subsets([x], branch, [get_branges_scales(x, sample_drop_ratio)])[0]
 
 
 def drop_add_residual_stochastic_depth_list(
@@ -206,9 +226,6 @@ def drop_add_residual_stochastic_depth_list(
 ) -> list[Tensor]:
     """The subset regime for a list of crops: one subset per tensor, one call `residual_func(packed, attn_bias=groups)`."""
     subsets = [get_branges_scales(x, sample_drop_ratio) for x in x_list]
-    groups, packed = get_attn_bias_and_cat(x_list, [brange for brange, _ in subsets])
-    residuals = groups.split(residual_func(packed, attn_bias=groups))
-    return [
-        add_residual(x, brange, residual, scale, scaling_vector)
-        for x, (brange, scale), residual in zip(x_list, subsets, residuals, strict=True)
-    ]
+    return add_branch_to_subsets(
+        x_list, lambda packed, groups: residual_func(packed, attn_bias=groups), subsets, scaling_vector
+    )

@@ -43,8 +43,22 @@ class CropGroups:
 
     @staticmethod
     def pack(groups: Sequence[Tensor]) -> Tensor:
-        """[b_i, n_i, C] each -> [1, sum of b_i*n_i, C]."""
+        """[b_i, n_i, C] each -> [1, sum of b_i*n_i, C]; a view where there is one group."""
+        if len(groups) == 1:
+            return groups[0].flatten(0, 1).unsqueeze(0)
         return torch.cat([group.flatten(0, 1) for group in groups]).unsqueeze(0)
+
+
+def split_heads(qkv: Tensor, groups: CropGroups, n_heads: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Packed projections [1, tokens, 3C] -> views q, k, v of each group, [b, H, n, D] each.
+
+    The gradients of all groups are written once, into one packed tensor; autograd alone would stack those of q, k and v, and then
+    join the groups.
+    """
+    if torch.compiler.is_compiling():
+        return [(q, k, v) for q, k, v in (_head_views(piece, n_heads) for piece in groups.split(qkv))]
+    views = _SplitHeads.apply(qkv, groups, n_heads)
+    return list(zip(views[::3], views[1::3], views[2::3], strict=True))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, dropout_p: float = 0.0, is_causal: bool = False) -> Tensor:
@@ -69,6 +83,29 @@ def _saving_pays(q: Tensor) -> bool:
     if q.device.type != "cpu" or not (torch.is_grad_enabled() and q.requires_grad) or torch.compiler.is_compiling():
         return False
     return q.shape[-2] in _SAVED_LENGTHS.get(q.dtype, ())
+
+
+def _head_views(qkv: Tensor, n_heads: int) -> tuple[Tensor, ...]:
+    """[b, n, 3C] -> q, k, v, [b, H, n, D] each."""
+    return qkv.unflatten(-1, (3, n_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+class _SplitHeads(torch.autograd.Function):
+    """The function behind `split_heads`: q, k and v of the first group, then of the second, and so on."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, groups: CropGroups, n_heads: int) -> tuple[Tensor, ...]:
+        ctx.groups, ctx.n_heads, ctx.shape = groups, n_heads, qkv.shape
+        return tuple(view for piece in groups.split(qkv) for view in _head_views(piece, n_heads))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        grad_qkv = grads[0].new_empty(ctx.shape)
+        places = (view for piece in ctx.groups.split(grad_qkv) for view in _head_views(piece, ctx.n_heads))
+        for place, grad in zip(places, grads, strict=True):
+            place.copy_(grad)
+        return grad_qkv, None, None
 
 
 class _SavedProbabilityAttention(torch.autograd.Function):

@@ -6,7 +6,7 @@ Token order: class token, registers, patches row by row.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,8 @@ from torch.nn.init import normal_, trunc_normal_, zeros_
 
 from dinov2.layers import ConvPatchEmbed, MemEffAttention, Mlp, PatchEmbed, SwiGLUFFNFused
 from dinov2.layers import NestedTensorBlock as Block
+from dinov2.models.block_chunks import BlockChunk as BlockChunk  # its official place
+from dinov2.models.block_chunks import blocks_in_order, chunk_blocks, rows_of_used_tokens
 from dinov2.models.pos_embed import Grid, interpolate_grid, resample_pos_embed, square_grid
 from dinov2.models.state_dicts import chunk_state_dict, dechunk_state_dict
 
@@ -41,15 +43,6 @@ def init_weights_vit_timm(module: nn.Module, name: str = "") -> None:
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             zeros_(module.bias)
-
-
-class BlockChunk(nn.ModuleList):
-    """A run of blocks as one module, the unit that sharded training wraps."""
-
-    def forward(self, x: Any) -> Any:
-        for block in self:
-            x = block(x)
-        return x
 
 
 class DinoVisionTransformer(nn.Module):
@@ -129,7 +122,7 @@ class DinoVisionTransformer(nn.Module):
         self.chunked_blocks = block_chunks > 0
         assert block_chunks <= depth, f"{depth} blocks cannot make {block_chunks} chunks"
         self._chunk_size = depth // block_chunks if self.chunked_blocks else depth
-        self.blocks: nn.ModuleList = _chunk(blocks, self._chunk_size) if self.chunked_blocks else nn.ModuleList(blocks)
+        self.blocks = chunk_blocks(blocks, self._chunk_size) if self.chunked_blocks else nn.ModuleList(blocks)
         self.norm = norm_layer(embed_dim)
         self.head = nn.Identity()
         self.init_weights()
@@ -170,22 +163,31 @@ class DinoVisionTransformer(nn.Module):
             x = torch.cat([x[:, :1], self.register_tokens.expand(x.shape[0], -1, -1), x[:, 1:]], dim=1)
         return x
 
-    def forward_features(self, x: Tensor | list[Tensor], masks: Any = None) -> Any:
+    def forward_features(self, x: Tensor | list[Tensor], masks: Any = None, *, used_patches: Any = None) -> Any:
         """One image batch [B, C, H, W] -> dictionary of features; a list of them, with a list of masks -> list of such.
 
         Keys: `x_norm_clstoken` [B, D], `x_norm_regtokens` [B, R, D], `x_norm_patchtokens` [B, N, D], `x_prenorm`
         [B, 1 + R + N, D], `masks` as passed.
+        used_patches: places [M] among the B * N patches (of a list of batches, a list; None for no patch), where these and the
+        class tokens are all that is wanted: most of the last block is left out, for the same result. Only `x_norm_clstoken`,
+        `x_norm_usedpatchtokens` [M, D] and `masks` are given then.
         """
         if isinstance(x, list):
-            return self.forward_features_list(x, masks)
+            return self.forward_features_list(x, masks, used_patches=used_patches)
+        if used_patches is not None:
+            return self.forward_features_list([x], [masks], used_patches=[used_patches])[0]
         tokens = self.prepare_tokens_with_masks(x, masks)
         for block in self.blocks:
             tokens = block(tokens)
         return self._features(tokens, masks)
 
-    def forward_features_list(self, x_list: list[Tensor], masks_list: Sequence[Tensor | None]) -> list[dict[str, Any]]:
+    def forward_features_list(
+        self, x_list: list[Tensor], masks_list: Sequence[Tensor | None], *, used_patches: Any = None
+    ) -> list[dict[str, Any]]:
         """Crops of several sizes in one pass: each block gets the whole list."""
         tokens = [self.prepare_tokens_with_masks(x, masks) for x, masks in zip(x_list, masks_list, strict=True)]
+        if used_patches is not None:
+            return self._used_features(tokens, masks_list, used_patches)
         for block in self.blocks:
             tokens = block(tokens)
         return [self._features(x, masks) for x, masks in zip(tokens, masks_list, strict=True)]
@@ -217,7 +219,7 @@ class DinoVisionTransformer(nn.Module):
     def get_last_self_attention(self, x: Tensor, masks: Tensor | None = None) -> Tensor:
         """Attention of the last block, [B, heads, T, T] fp32 with T = 1 + R + N: how much row token attends to column token."""
         tokens = self.prepare_tokens_with_masks(x, masks)
-        *earlier, last = self._blocks_in_order()
+        *earlier, last = blocks_in_order(self.blocks)
         for block in earlier:
             tokens = block(tokens)
         return last.attn.attention_probabilities(last.norm1(tokens))
@@ -251,13 +253,27 @@ class DinoVisionTransformer(nn.Module):
             "masks": masks,
         }
 
+    def _used_features(
+        self, tokens: Any, masks_list: Sequence[Tensor | None], used_patches: Sequence[Tensor | None]
+    ) -> list[dict[str, Any]]:
+        first_patch = 1 + self.num_register_tokens
+        rows = [rows_of_used_tokens(x, used, first_patch) for x, used in zip(tokens, used_patches, strict=True)]
+        *earlier, last = self.blocks
+        for block in earlier:
+            tokens = block(tokens)
+        normed = self.norm(torch.cat(last(tokens, rows))).split([len(r) for r in rows])
+        return [
+            {"x_norm_clstoken": x[: len(whole)], "x_norm_usedpatchtokens": x[len(whole) :], "masks": masks}
+            for x, whole, masks in zip(normed, tokens, masks_list, strict=True)
+        ]
+
     def _get_intermediate_layers_not_chunked(self, x: Tensor, n: int | Sequence[int] = 1) -> list[Tensor]:
         """All tokens after the wanted blocks; blocks after the last wanted one do not run."""
         wanted = set(range(self.n_blocks - n, self.n_blocks) if isinstance(n, int) else n)
         possible = range(self.n_blocks)
         assert wanted.issubset(possible), f"block indices must lie in 0..{self.n_blocks - 1}, wanted {sorted(wanted)}"
         tokens, outputs = self.prepare_tokens_with_masks(x), []
-        for index, block in enumerate(self._blocks_in_order()):
+        for index, block in enumerate(blocks_in_order(self.blocks)):
             tokens = block(tokens)
             if index in wanted:
                 outputs.append(tokens)
@@ -267,13 +283,6 @@ class DinoVisionTransformer(nn.Module):
 
     # Official code has two; here the order of blocks is known in one place. dino.txt code calls either.
     _get_intermediate_layers_chunked = _get_intermediate_layers_not_chunked
-
-    def _blocks_in_order(self) -> Iterator[Any]:
-        for item in self.blocks:
-            if isinstance(item, BlockChunk):
-                yield from (block for block in item if not isinstance(block, nn.Identity))
-            else:
-                yield item
 
     def _position_grid(self) -> Grid:
         """(rows, columns) of `pos_embed`: the model's own, or a square when someone has set an embedding of another size."""
@@ -287,14 +296,6 @@ def _find_ffn_layer(name: str) -> Callable[..., nn.Module]:
     if name not in layers:
         raise NotImplementedError(f"Unknown ffn_layer '{name}'. Allowed: {', '.join(layers)}.")
     return layers[name]
-
-
-def _chunk(blocks: list[nn.Module], size: int) -> nn.ModuleList:
-    """Chunks padded in front with parameter-less identities, so that a block keeps its global index inside its chunk."""
-    return nn.ModuleList(
-        BlockChunk([nn.Identity() for _ in range(start)] + blocks[start : start + size])
-        for start in range(0, len(blocks), size)
-    )
 
 
 def _build(

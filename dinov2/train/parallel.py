@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from dinov2 import distributed
 from dinov2.fsdp import get_fsdp_wrapper
 from dinov2.layers.block import Block
-from dinov2.models.vision_transformer import BlockChunk
+from dinov2.models.block_chunks import BlockChunk
 from dinov2.utils.errors import UserError
 
 

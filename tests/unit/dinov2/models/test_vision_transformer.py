@@ -48,6 +48,37 @@ def test_a_list_of_crops_gives_the_features_of_each_crop():
         assert got["masks"] is crop_mask
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"block_chunks": 0}, {"block_chunks": 2}, {"block_chunks": 4, "num_register_tokens": 3}, {"drop_path_rate": 0.5}],
+)
+def test_used_patches_and_class_tokens_come_as_if_all_had_been_computed(settings):
+    model = make_model(**settings).train()
+    mask = torch.rand(4, 16, generator=torch.Generator().manual_seed(0)) > 0.5
+    used = mask[:2].flatten().nonzero().flatten()  # of the first images only, as where some have no target
+    crops, masks = [images(4), images(6, 28, 28)], [mask, None]
+    found = []
+    for options in ({}, {"used_patches": [used, None]}):
+        torch.manual_seed(1)
+        first, second = model(crops, masks=masks, is_training=True, **options)
+        whole = first.get("x_norm_patchtokens")
+        patches = first["x_norm_usedpatchtokens"] if whole is None else whole.flatten(0, 1)[used]
+        outputs = [first["x_norm_clstoken"], patches, second["x_norm_clstoken"]]
+        loss = sum((out * torch.sin(torch.arange(out.numel())).view_as(out)).sum() for out in outputs)
+        found.append([*outputs, *torch.autograd.grad(loss, list(model.parameters()))])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5 * max(1.0, want.abs().max().item()))
+    assert second["x_norm_usedpatchtokens"].shape == (0, 128)
+
+
+def test_used_patches_of_one_batch_are_those_of_a_list_of_one():
+    model, used = make_model(), torch.tensor([1, 20])
+    features = model(images(), used_patches=used, is_training=True)
+    whole = model.forward_features(images())
+    torch.testing.assert_close(features["x_norm_clstoken"], whole["x_norm_clstoken"])
+    torch.testing.assert_close(features["x_norm_usedpatchtokens"], whole["x_norm_patchtokens"].flatten(0, 1)[used])
+
+
 def test_masked_patches_hide_their_pixels_from_everyone():
     model, x = make_model(), images()
     mask = torch.zeros(2, 16, dtype=torch.bool)
