@@ -31,6 +31,7 @@ from benchmarks.side_by_side import Timing, by_turns, machine_facts, ratio
 from dinov2.data.augmentations import DataAugmentationDINO
 from dinov2.loss.routing import build_router
 from vet_extensions.data import StudySample
+from vet_extensions.data.device_crops import crops_on_device
 from vet_extensions.data.paired_augmentation import PairedViewAugmentation
 from vet_extensions.data.radiograph_crop import CropSettings, RadiographCrop
 from vet_extensions.data.resampling import Box, resized_box
@@ -169,6 +170,31 @@ def rate_table(images: Mapping[str, np.ndarray], folder: Path, *, repeats: int) 
         print(f"| {name} | {value:.2f} | {value / ms['shard to crops']:.0%} |")
 
 
+def device_table(full: np.ndarray, *, repeats: int) -> None:
+    """The crops of a batch by matrix products, on the GPU where there is one; uint8 images already there, plans already drawn."""
+    device, n = ("cuda", 64) if torch.cuda.is_available() else ("cpu", 2)
+    stored = to_bits(reduce_to(full, longest_side_px=STORED_PX), bits=8)
+    images = torch.from_numpy(np.stack([stored] * n)).to(device)
+    draw, rng = RadiographCrop(SETTINGS), np.random.default_rng(0)
+    kinds = ((True, 2, SETTINGS.global_size_px), (False, N_LOCAL, SETTINGS.local_size_px))
+    slots = {size: [i for i in range(n) for _ in range(k)] for _, k, size in kinds}
+    plans = {size: draw.plans([stored.shape] * (k * n), is_global=is_global, rng=rng) for is_global, k, size in kinds}
+
+    def batch() -> object:
+        shapes = [(stored.shape[0], stored.shape[1])] * n
+        return [
+            crops_on_device(
+                images, plans[size], of_image=slots[size], shapes=shapes, size=size, noise_sigma=SETTINGS.noise_sigma
+            )
+            for size in slots
+        ]
+
+    seconds = by_turns({"": batch}, repeats=repeats, device=device)[""].median("wall" if device == "cuda" else "cpu")
+    print(
+        f"\n| crops on the device, by matrix products | images/s |\n|---|---|\n| {device}, batches of {n} | {n / seconds:.0f} |"
+    )
+
+
 def boxes(rng: np.random.Generator, scale: tuple[float, float], shape: tuple[int, ...], n: int) -> Iterator[Box]:
     """Boxes as `RadiographCrop` draws them."""
     crop = RadiographCrop(replace(SETTINGS, global_scale=scale))
@@ -299,6 +325,7 @@ def main() -> None:
     images = pictures(size.full_px)
     with tempfile.TemporaryDirectory() as folder:
         rate_table(images, Path(folder), repeats=size.repeats)
+        device_table(next(iter(images.values())), repeats=size.repeats)
         fidelity_table(images, n=size.n_boxes)
         dicom_table(Path(folder) / "dicom", repeats=size.repeats, n=size.n_boxes)
 

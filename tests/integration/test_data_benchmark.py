@@ -13,7 +13,13 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "data.py"
 def test_the_smoke_run_of_the_data_path_prints_every_table_with_what_is_asked_for():
     answer = subprocess.run([sys.executable, str(SCRIPT), "--smoke"], capture_output=True, text=True, timeout=120)
     assert answer.returncode == 0, answer.stderr
-    for head in ("| 2 x 224 + 8 x 98 crops |", "| step of a sample ", "| image | crop |", "| DICOM, 2500 x 2048 |"):
+    for head in (
+        "| 2 x 224 + 8 x 98 crops |",
+        "| step of a sample ",
+        "| crops on the device",
+        "| image | crop |",
+        "| DICOM, 2500 x 2048 |",
+    ):
         assert head in answer.stdout
     for row in ("shard to crops", "noise", "letters and grain", "uncompressed", "JPEG lossless .70"):
         assert f"\n| {row} |" in answer.stdout
