@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, cast
 import pydicom
 import pydicom.config
 from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
@@ -200,6 +201,19 @@ def whole_number(dataset: Dataset, keyword: str, *, default: int | None = None) 
     return int(value)
 
 
+def _plain_value(raw: RawDataElement) -> int | str | None:
+    """Of one number or code in its plain form, without pydicom's conversion, which costs a header pass more than its parsing.
+
+    US is two bytes, UI and CS are of ASCII letters, padded (PS3.5 table 6.2-1). None for everything else.
+    """
+    data = raw.value
+    if raw.VR == "US" and data is not None and len(data) == 2:
+        return int.from_bytes(data, "little" if raw.is_little_endian else "big")
+    if raw.VR in ("UI", "CS") and data and data.isascii() and b"\\" not in data:
+        return data.decode("ascii").rstrip(" \0")
+    return None
+
+
 @cache
 def _tag(keyword: str) -> BaseTag:
     """pydicom looks a keyword up anew at every access, which took a third of the header pass."""
@@ -211,9 +225,13 @@ _OTHER_PHOTOMETRICS = ("YBR_PARTIAL_420", "YBR_PARTIAL_422", "HSV", "ARGB", "CMY
 
 def _value(dataset: Dataset, keyword: str) -> Any:
     """Raw values are converted on access, so that any fault of the file can come up here."""
+    tag = _tag(keyword)
     try:
-        element = dataset.get(_tag(keyword))
-        return None if element is None else element.value
+        raw: Any = dataset.get_item(tag)
+        if raw is None:
+            return None
+        value = _plain_value(raw) if isinstance(raw, RawDataElement) else None
+        return dataset[tag].value if value is None else value
     except Exception as error:
         raise Refusal(Code.HEADER_MALFORMED, f"{keyword} cannot be read ({type(error).__name__})") from None
 
