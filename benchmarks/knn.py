@@ -1,22 +1,21 @@
 """Time of the multi-label k-NN of `vet_extensions.evaluation.probes` against the official maths written out plainly.
 
-    python benchmarks/knn.py --bank 20000 --queries 2000
+    python benchmarks/knn.py --bank 20000 --queries 2000 [--smoke]
 
-Both run in one process on the same random features, so that the ratio holds on any machine. The plain way is DINOv2's
+Both run by turns in one process on the same random features, so that the ratio holds on any machine. The plain way is DINOv2's
 (dinov2/eval/knn.py): all similarities at once, one top-k, softmax over the largest k, a vote for every k; it knows no masked
 labels, so none are masked here, and its scores then equal ours for the largest k (the last column says how closely).
 Prints a markdown table.
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from side_by_side import by_turns, machine_facts, table
 
 from vet_extensions.evaluation.probes import knn_scores
 
@@ -32,17 +31,6 @@ def plain_knn(
     return np.stack([votes[:, :k].sum(dim=1).numpy() for k in ks])
 
 
-def median_seconds(work: Callable[[], np.ndarray], *, repeats: int) -> tuple[float, np.ndarray]:
-    """Median wall time over `repeats` runs after one that does not count, and the result."""
-    result = work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        result = work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times), result
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bank", type=int, default=20_000, help="bank images")
@@ -52,7 +40,10 @@ def main() -> None:
     parser.add_argument("--ks", type=int, nargs="+", default=[10, 20, 100, 200])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--smoke", action="store_true", help="everything once, tiny")
     args = parser.parse_args()
+    if args.smoke:
+        args.bank, args.queries, args.ks, args.repeats = 500, 40, [10, 20], 1
     torch.set_num_threads(args.threads)
 
     generator = np.random.default_rng(0)
@@ -61,15 +52,17 @@ def main() -> None:
     plain = partial(plain_knn, queries, bank=bank, bank_labels=labels, ks=args.ks, temperature=0.07)
     ours = partial(knn_scores, queries, bank=bank, bank_labels=labels, ks=args.ks, temperature=0.07)
 
-    plain_s, plain_scores = median_seconds(plain, repeats=args.repeats)
-    print(f"{args.queries} queries, {args.bank} bank images, {args.dim} features, {args.labels} labels, k {args.ks}\n")
-    print("| way | seconds | times plain | largest difference at the largest k |\n|---|---|---|---|")
-    print(f"| plain, all at once | {plain_s:.3f} | 1.00 | |")
-    for rows, bank_rows in ((1024, 65_536), (256, 65_536), (256, 8_192)):
-        blocked = partial(ours, block_rows=rows, bank_block_rows=bank_rows)
-        ours_s, scores = median_seconds(blocked, repeats=args.repeats)
-        difference = float(np.abs(scores[-1] - plain_scores[-1]).max())
-        print(f"| blocks of {rows} x {bank_rows} | {ours_s:.3f} | {ours_s / plain_s:.2f} | {difference:.1e} |")
+    blocks = [(1024, 65_536), (256, 65_536), (256, 8_192)]
+    ways = {f"blocks of {n} x {m}": partial(ours, block_rows=n, bank_block_rows=m) for n, m in blocks}
+    sizes = f"{args.queries} queries, {args.bank} bank images, {args.dim} features, {args.labels} labels, k {args.ks}"
+    print(f"{machine_facts()}\n{sizes}\n")
+    timings = by_turns({"plain, all at once": plain, **ways}, repeats=args.repeats)
+    clock = "cpu" if args.threads == 1 else "wall"
+    print(table(timings, baseline="plain, all at once", clock=clock, what="way", items=args.queries, unit="queries"))
+    last = plain()[-1]
+    print("\n| way | largest difference of a score at the largest k |\n|---|---|")
+    for name, way in ways.items():
+        print(f"| {name} | {float(np.abs(way()[-1] - last).max()):.1e} |")
 
 
 if __name__ == "__main__":
