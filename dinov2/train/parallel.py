@@ -5,6 +5,8 @@ Called by `SSLMetaArch` once its modules are on their device. What is spread kee
 
 from functools import partial
 
+import torch
+import torch.compiler.config
 from omegaconf import DictConfig
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -38,6 +40,10 @@ def is_sharded(cfg: DictConfig, name: str) -> bool:
 
 def set_up_blocks(modules: nn.ModuleDict, *, checkpoint_activations: bool, compiled: bool) -> None:
     """Transformer blocks that forget their activations until the backward pass, or go through `torch.compile`."""
+    if compiled:
+        # All blocks share one piece of code, and so one limit of 8: student and teacher, whole and for some tokens, and the
+        # image sizes of an evaluation between the steps need more, beyond which blocks would silently run uncompiled.
+        torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, 32)
     for module in modules.values():
         for block in [m for m in module.modules() if isinstance(m, Block)]:
             if checkpoint_activations:
