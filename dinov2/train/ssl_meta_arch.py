@@ -17,6 +17,7 @@ from dinov2.loss import DINOLoss, KoLeoLoss, iBOTPatchLoss
 from dinov2.loss.prototype_loss import CentredTargets, StoredTargets, entropies_of
 from dinov2.loss.routing import CropSlots, build_router
 from dinov2.models import build_model_from_cfg
+from dinov2.models.vision_transformer import DinoVisionTransformer
 from dinov2.train.device_batch import count_single_images, masked_patches, slots_of, to_device
 from dinov2.train.heads import build_heads
 from dinov2.train.initial_weights import load_heads, load_student_backbone, load_whole_model
@@ -78,6 +79,11 @@ class SSLMetaArch(nn.Module):
             center_over_all_patches=cfg.ibot.center_over_all_patches,
         )
 
+        # Others, from plugins, need not know of tokens that are not used.
+        self._backbones_prune = all(
+            isinstance(backbone, DinoVisionTransformer) and backbone.n_blocks > 0
+            for backbone in (student_backbone, teacher_backbone)
+        )
         self._pixel_mean, self._pixel_std = (list(cfg.augmentation[k]) for k in ("mean", "std"))
         self.fp16_scaler: torch.amp.GradScaler | None = None
         self._autocast_dtype: torch.dtype | None = None
@@ -145,6 +151,19 @@ class SSLMetaArch(nn.Module):
         for loss_module in (self.dino_loss, self.ibot_patch_loss):
             loss_module.discard_center_update()
 
+    def _tokens(
+        self, backbone: nn.Module, batch: Mapping[str, Any], crops: list[Tensor], masks: list[Tensor | None]
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """The class tokens of each group of crops, and the masked patches of the first one, [M, D], for iBOT."""
+        if self._backbones_prune:
+            used = [batch["mask_indices_list"] if self.do_ibot else None, *(None for _ in crops[1:])]
+            features = backbone(crops, masks=masks, is_training=True, used_patches=used)
+            masked = features[0]["x_norm_usedpatchtokens"]
+        else:
+            features = backbone(crops, masks=masks, is_training=True)
+            masked = masked_patches(features[0]["x_norm_patchtokens"], batch)
+        return [group["x_norm_clstoken"] for group in features], masked if self.do_ibot else None
+
     # -- teacher ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -152,11 +171,10 @@ class SSLMetaArch(nn.Module):
         crops = batch.get("collated_global_crops_teacher", batch["collated_global_crops"])
         n_teacher = len(slots.teacher_globals)
         groups = batch["teacher_groups"].flatten() if "teacher_groups" in batch else None
-        tokens = self._teacher_calls["backbone"](crops, is_training=True)
-        cls = self._cls_targets(tokens["x_norm_clstoken"], teacher_temp, groups, n_teacher)
+        (cls_tokens,), masked = self._tokens(self._teacher_calls["backbone"], batch, [crops], [None])
+        cls = self._cls_targets(cls_tokens, teacher_temp, groups, n_teacher)
         patches = None
-        if self.do_ibot:
-            masked = masked_patches(tokens["x_norm_patchtokens"], batch)
+        if masked is not None:
             patches = self._patch_targets(masked, teacher_temp, batch["n_masked_patches"])
         # The average that follows changes the shards: the next pass must gather them anew.
         reshard_fsdp_model(self.teacher)
@@ -192,12 +210,10 @@ class SSLMetaArch(nn.Module):
         crops, masks = [batch["collated_global_crops"]], [batch["collated_masks"]]
         if n_local:
             crops, masks = [*crops, batch["collated_local_crops"]], [*masks, None]
-        global_tokens, *local_tokens = self._student_calls["backbone"](crops, masks=masks, is_training=True)
-        global_cls = global_tokens["x_norm_clstoken"]  # [S*B, D]
-        local_cls = local_tokens[0]["x_norm_clstoken"] if n_local else global_cls[:0]  # [L*B, D]
+        (global_cls, *others), masked = self._tokens(self._student_calls["backbone"], batch, crops, masks)
+        local_cls = others[0] if n_local else global_cls[:0]  # [L*B, D]
 
         rows = [local_cls, global_cls]
-        masked = masked_patches(global_tokens["x_norm_patchtokens"], batch) if self.do_ibot else None
         if masked is not None and not self.ibot_separate_head:
             rows.append(masked)
         bottleneck, weight = self._student_calls["dino_head"](torch.cat(rows), factored=True)
