@@ -126,13 +126,18 @@ class NestedTensorBlock(Block):
         rows: the wanted tokens' places among the b_i * n_i of their tensor. All tokens are still attended to; what comes after
         (output projection, residuals, feed-forward branch) runs for the wanted ones. Same samples are drawn, same results.
         """
-        assert isinstance(self.attn, MemEffAttention), "a list of crops needs attn_class=MemEffAttention"
+        attn = self.attn
+        ours = type(self).forward_nested is NestedTensorBlock.forward_nested
+        if not (ours and isinstance(attn, MemEffAttention) and type(attn).forward is MemEffAttention.forward):
+            # A subclass has its own arithmetic, which only it knows how to cut short.
+            outputs = self.forward_nested(x_list)
+            return [out.flatten(0, 1).index_select(0, r) for out, r in zip(outputs, rows, strict=True)]
         subsets = self._draw_subsets(x_list)
         groups, packed, x_list = pick_subsets(x_list, subsets)
-        attended = self.attn.attend_groups(self.norm1(packed), groups).squeeze(0)
+        attended = attn.attend_groups(self.norm1(packed), groups).squeeze(0)
         places, factors = places_of_rows(x_list, subsets, rows)
         x = torch.cat([x.flatten(0, 1).index_select(0, r) for x, r in zip(x_list, rows, strict=True)])
-        residual = self.ls1(self.attn.project(attended.index_select(0, places)))
+        residual = self.ls1(attn.project(attended.index_select(0, places)))
         x = (x + residual * factors).to(x.dtype)
         _, factors = places_of_rows(x_list, self._draw_subsets(x_list), rows)
         x = (x + self._ffn_branch(x) * factors).to(x.dtype)

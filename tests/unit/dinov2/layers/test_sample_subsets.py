@@ -117,3 +117,13 @@ def test_a_block_for_some_tokens_draws_nothing_where_no_depth_is_dropped():
     before = torch.get_rng_state()
     block(crops_of(), ROWS)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_block_for_some_tokens_keeps_the_arithmetic_of_a_subclass():
+    class Doubled(MemEffAttention):
+        def forward(self, x, attn_bias=None):
+            return 2 * super().forward(x, attn_bias)
+
+    block = NestedTensorBlock(32, 2, attn_class=Doubled).eval()
+    for got, want, rows in zip(block(crops_of(), ROWS), block(crops_of()), ROWS, strict=True):
+        torch.testing.assert_close(got, want.flatten(0, 1)[rows])
