@@ -26,7 +26,8 @@ Kind = Annotated[
     typer.Option(
         "--source",
         metavar="NAME",
-        help="What SOURCE is: dicom, dicomweb (its URL), table (a CSV, TSV or Parquet file), or a public data set as it is "
+        help="What SOURCE is: dicom, dicomweb (its URL), table (a CSV, TSV or Parquet file), "
+        "images (a folder of PNG, JPEG and TIFF), or a public data set as it is "
         "downloaded: mimic_cxr, chexpert, padchest, brax, rexgradient, openi, vindr_mammo, rsna_mammo, mura, nih_cxr14.",
     ),
 ]
@@ -59,6 +60,15 @@ Labeller = Annotated[
     str | None,
     typer.Option(
         help="For mimic_cxr, whose labels: chexpert (the default), negbio or radiologist.", show_default=False
+    ),
+]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ROLE/ROLE",
+        help="For images: what the levels of folders are, of split, patient, study, view, body_part, species, laterality, "
+        "finding and - (no meaning), such as patient/study.",
+        show_default=False,
     ),
 ]
 Labels = Annotated[Path | None, typer.Option(help="CSV, TSV or Parquet table of findings, by study or by image.")]
@@ -105,6 +115,7 @@ def intake(
     query: Query = None,
     modality: Modality = None,
     labeller: Labeller = None,
+    layout: Layout = None,
     labels: Labels = None,
     longest_side: Annotated[int, typer.Option(min=16, help="Longest side of the stored images in pixels.")] = 512,
     bits: Annotated[int, typer.Option(help="Bits per stored grey value: 8 or 16.")] = 8,
@@ -139,6 +150,7 @@ def intake(
         query=query or (),
         modality=modality or (),
         labeller=labeller,
+        layout=layout,
     )
     some = None if part is None else Part.parse(part)
     salt = None if salt_file is None else salt_from_file(salt_file)

@@ -239,8 +239,8 @@ def _demand_images(source: Source, files: FileList) -> None:
     elif not any(file.problem is None and _has_mark(source, file.relative) for file in files):
         raise UserError(
             f"No DICOM file was found below '{source.root}' ({len(files)} files looked at). Intake reads files with the DICM "
-            "mark (DICOM PS3.10); give the folder that holds them. Of PNG and JPEG files a table must tell who and what "
-            "they show: see docs/sources.md."
+            "mark (DICOM PS3.10); give the folder that holds them. PNG, JPEG and TIFF files are read with --source images "
+            "or --source table: see docs/sources.md."
         )
 
 

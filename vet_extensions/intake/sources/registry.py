@@ -25,6 +25,7 @@ SOURCES: Mapping[str, tuple[str, str]] = {
     "rsna_mammo": ("rsna_mammo", "RsnaMammo"),
     "mura": ("mura", "Mura"),
     "nih_cxr14": ("nih_cxr14", "NihChestXray14"),
+    "images": ("image_folder", "ImageFolder"),
     "table": ("tables", "TableSource"),
 }
 """name -> module beside this one, and the class in it."""
@@ -47,12 +48,14 @@ def make_source(
     query: Sequence[str] = (),
     modality: Sequence[str] = (),
     labeller: str | None = None,
+    layout: str | None = None,
 ) -> Source:
     """The source called `name`. An option that is None, or holds nothing, keeps the source's own default.
 
     where: its folder; of a DICOMweb server the URL, of a table the table itself (the paths in it count from its folder).
     columns: a YAML file that says which column is what; see `read_roles`. query: texts "Attribute=Value". modality: values of
-    Modality, or "all" alone. labeller: whose labels, where a data set offers several.
+    Modality, or "all" alone. labeller: whose labels, where a data set offers several. layout: what the levels of an
+    image folder are; see `image_folder.ROLES`.
     Errors: UserError for an unknown name, an option that this source does not have, and what the source itself refuses.
     """
     if name not in SOURCES:
@@ -67,6 +70,7 @@ def make_source(
         "query": query or None,
         "modality": modality or None,
         "labeller": labeller,
+        "layout": layout,
     }
     parameters = inspect.signature(make).parameters
     allowed = [option for option in options if _PARAMETERS.get(option, option) in parameters]

@@ -90,6 +90,16 @@ def first_view(
     return View.UNKNOWN, UNDECIDED
 
 
+def decide_view_word(text: str) -> tuple[View, str]:
+    """The view that a word of ViewPosition names, and the rule."""
+    return first_view([("view", text)], dataset="table")
+
+
+def decide_side(text: str) -> str:
+    """L, R, B or U, or written out, to the vocabulary's word."""
+    return decide_laterality(image_laterality=_SIDES.get(text.upper(), text), laterality="")
+
+
 class TableSource(TabledSource):
     """Images that a table of one's own lists, a row an image.
 
@@ -138,10 +148,10 @@ class TableSource(TabledSource):
             patient=patient,
             study=within_patient(patient, study),
             image=image,
-            view=self._decided(table, "view", _view) or same_for_all((View.UNKNOWN, UNDECIDED), n_rows),
+            view=self._decided(table, "view", decide_view_word) or same_for_all((View.UNKNOWN, UNDECIDED), n_rows),
             species=self._decided(table, "species", lambda text: decide_species(description=text)),
             body_part=self._decided(table, "body_part", lambda text: decide_body_part(examined=text)),
-            laterality=self._decided(table, "laterality", _laterality),
+            laterality=self._decided(table, "laterality", decide_side),
             split=self._decided(table, "split", split_of),
             labels=self._labels(table),
         )
@@ -157,14 +167,6 @@ class TableSource(TabledSource):
             return None
         columns = [table[name] for role, name in self.columns.items() if role.startswith(LABEL_PREFIX)]
         return LabelRows(self.label_names, parse_labels(columns, self.label_names, policy=self._policy))
-
-
-def _view(text: str) -> tuple[View, str]:
-    return first_view([("view", text)], dataset="table")
-
-
-def _laterality(text: str) -> str:
-    return decide_laterality(image_laterality=_SIDES.get(text.upper(), text), laterality="")
 
 
 def _choose_columns(path: Path, given: Mapping[str, str]) -> dict[str, str]:
