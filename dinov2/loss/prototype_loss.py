@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _PROTOTYPES_A_BLOCK = {"cpu": 512}
-_ROWS_A_WALK = {"cpu": 512}
+_ROWS_A_WALK = {"cpu": 256}
 """By device type: columns that are worked on at a time, and rows whose exponentials are kept between the two walks. Between 256
 and 2,048 columns the CPU's time is the same; other devices take long blocks, for each one costs them a dozen launches."""
 _PROTOTYPES_A_LONG_BLOCK, _ROWS_A_LONG_WALK = 16384, 4096
