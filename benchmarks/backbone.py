@@ -176,11 +176,11 @@ def compare(scale: Scale, ways: Sequence[str], *, precision: str, repeats: int) 
         print(f"| {way} | {abs(losses[way] / losses[PLAIN] - 1):.1e} | {off:.1e} |")
     turns = {way: partial(student_step, work, way, precision) for way, work in works.items()}
     timings = by_turns(turns, repeats=repeats)
-    print("\n" + table(timings, baseline=PLAIN, clock="cpu", what="student, forward and backward", items=scale.images))
+    print("\n" + table(timings, baseline=PLAIN, clock="cpu", what="student, forward and backward"))
     works = works_by_way(scale, [way for way in (PLAIN, ALL, USED) if way in ways], teacher=True)
     turns = {way: partial(teacher_pass, work, way, precision) for way, work in works.items()}
     timings = by_turns(turns, repeats=repeats)
-    print("\n" + table(timings, baseline=PLAIN, clock="cpu", what="teacher, forward", items=scale.images))
+    print("\n" + table(timings, baseline=PLAIN, clock="cpu", what="teacher, forward"))
 
 
 def steps_in_fresh_process(scale: Scale, way: str, precision: str) -> None:
