@@ -10,13 +10,35 @@ M masked patches of the batch, C channels.
 import itertools
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dinov2.data.masking import MaskingGenerator, RandomSource
+
+
+class CropsToMake(Protocol):
+    """The crops of a batch before they are made, which `dinov2.train.device_batch.to_device` does beside the network.
+
+    May hold tensors; workers pickle it. With a method `pin_memory`, which returns the object to use, the loader pins it.
+    """
+
+    def crops(self, device: torch.device) -> dict[str, Tensor]:
+        """`collated_global_crops`, `collated_local_crops` and, with `crop_sources`, `collated_global_crops_teacher`.
+
+        As in the batch of `collate_data_and_cast`, on the device. On the device `meta` they have their shapes and types alone.
+        """
+        ...
+
+
+class DrawnCrops(Protocol):
+    """The crops of one sample before they are made; stands in an augmentation's dictionary under `crops_on_device`."""
+
+    def collate(self, samples: Sequence[Any]) -> CropsToMake:
+        """The crops of a batch. samples: these objects of all of its samples in order, this one first."""
+        ...
 
 
 def collate_data_and_cast(
@@ -45,11 +67,14 @@ def collate_data_and_cast(
     `crop_sources_teacher_globals` [T, B], `teacher_groups` [T, B] (all int64) and `n_shared` int. Only the first `n_shared`
     global crops, which student and teacher share, are then masked; since they come first in both lists, `mask_indices_list` is
     valid for the teacher's tokens too.
+
+    Samples that hold `crops_on_device` (`DrawnCrops`) and `crop_sources` have no crops yet. Their batch holds `crops_on_device`
+    (`CropsToMake`) in place of the crops, and the rest as above.
     """
     crops = [sample[0] for sample in samples_list]
-    global_crops = _stack_crop_major([c["global_crops"] for c in crops], dtype)
     has_sources = "crop_sources" in crops[0]
-    n_global = len(crops[0]["global_crops"])
+    is_made = "crops_on_device" not in crops[0]
+    n_global = len(crops[0]["global_crops"] if is_made else crops[0]["crop_sources"]["student_globals"])
     n_maskable = _common_n_shared(crops) if has_sources else n_global
 
     masks, upperbound = _draw_masks(
@@ -61,16 +86,17 @@ def collate_data_and_cast(
     weight_of_crop = 1 / masks.sum(-1).clamp(min=1.0)  # [S*B]
 
     batch: dict[str, Any] = {
-        "collated_global_crops": global_crops,
-        "collated_local_crops": _stack_local(crops, dtype, like=global_crops),
+        **(_student_crops(crops, dtype) if is_made else _crops_to_make(crops)),
         "collated_masks": masks,
         "mask_indices_list": mask_indices,
         "masks_weight": weight_of_crop.unsqueeze(-1).expand_as(masks)[masks],
         "upperbound": upperbound,
         "n_masked_patches": torch.full((1,), fill_value=mask_indices.shape[0], dtype=torch.long),
     }
+    if has_sources and is_made:
+        batch["collated_global_crops_teacher"] = _stack_crop_major([c["global_crops_teacher"] for c in crops], dtype)
     if has_sources:
-        batch.update(_teacher_part(crops, dtype, n_shared=n_maskable))
+        batch.update(_source_part(crops, n_shared=n_maskable))
     return batch
 
 
@@ -131,11 +157,19 @@ def _stack_crop_major(crops_of_samples: Sequence[Sequence[Tensor]], dtype: torch
     return stacked.flatten(0, 1)
 
 
-def _stack_local(crops: Sequence[dict[str, Any]], dtype: torch.dtype, *, like: Tensor) -> Tensor:
-    """The local crops, or without any an empty tensor of the global crops' shape and type."""
-    if not crops[0]["local_crops"]:
-        return like.new_empty((0, *like.shape[1:]))
-    return _stack_crop_major([c["local_crops"] for c in crops], dtype)
+def _student_crops(crops: Sequence[dict[str, Any]], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Global and local crops; without any local ones an empty tensor of the global crops' shape and type."""
+    global_crops = _stack_crop_major([c["global_crops"] for c in crops], dtype)
+    if crops[0]["local_crops"]:
+        local_crops = _stack_crop_major([c["local_crops"] for c in crops], dtype)
+    else:
+        local_crops = global_crops.new_empty((0, *global_crops.shape[1:]))
+    return {"collated_global_crops": global_crops, "collated_local_crops": local_crops}
+
+
+def _crops_to_make(crops: Sequence[dict[str, Any]]) -> dict[str, CropsToMake]:
+    drawn: list[DrawnCrops] = [c["crops_on_device"] for c in crops]
+    return {"crops_on_device": drawn[0].collate(drawn)}
 
 
 def _common_n_shared(crops: Sequence[dict[str, Any]]) -> int:
@@ -149,15 +183,14 @@ def _common_n_shared(crops: Sequence[dict[str, Any]]) -> int:
     return values.pop()
 
 
-def _teacher_part(crops: Sequence[dict[str, Any]], dtype: torch.dtype, *, n_shared: int) -> dict[str, Any]:
-    """The additive keys of a batch whose teacher crops may differ from the student's."""
+def _source_part(crops: Sequence[dict[str, Any]], *, n_shared: int) -> dict[str, Any]:
+    """What each crop was cut from, for a batch whose teacher crops may differ from the student's."""
     sources = [c["crop_sources"] for c in crops]
 
     def slots_by_sample(rows: Sequence[Sequence[int]]) -> Tensor:
         return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), -1).t().contiguous()  # [slots, B]
 
     return {
-        "collated_global_crops_teacher": _stack_crop_major([c["global_crops_teacher"] for c in crops], dtype),
         "crop_sources_student_globals": slots_by_sample([s["student_globals"] for s in sources]),
         "crop_sources_student_locals": slots_by_sample([s["student_locals"] for s in sources]),
         "crop_sources_teacher_globals": slots_by_sample([s["teacher_globals"] for s in sources]),

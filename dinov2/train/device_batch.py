@@ -17,11 +17,16 @@ _CROPS = ("collated_global_crops", "collated_local_crops", "collated_global_crop
 def to_device(
     images: Mapping[str, Any], device: torch.device, *, mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Any]:
-    """The batch of a collate function with its tensors on `device`, and crops of uint8 normalised with mean and deviation."""
-    batch = {
+    """The batch of a collate function with its tensors on `device`, and crops of uint8 normalised with mean and deviation.
+
+    Crops that are not made yet (`crops_on_device`, see `dinov2.data.collate`) are made there.
+    """
+    batch: dict[str, Any] = {
         key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for key, value in images.items()
     }
+    if "crops_on_device" in batch:
+        batch.update(batch.pop("crops_on_device").crops(device))
     for key in _CROPS:
         if key in batch and batch[key].dtype == torch.uint8:
             batch[key] = _normalise(batch[key], mean, std)

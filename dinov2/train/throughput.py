@@ -74,6 +74,8 @@ def step_flops(cfg: DictConfig, batch: Mapping[str, Any]) -> float | None:
     touched. The losses are left out: below a hundredth of the rest.
     """
     n_channels = len(cfg.augmentation.mean)
+    if "crops_on_device" in batch:
+        batch = {**batch, **batch["crops_on_device"].crops(torch.device("meta"))}
     global_crops, local_crops, teacher_crops = (_on_meta(batch, name, n_channels) for name in _CROPS)
     teacher_crops = global_crops if teacher_crops is None else teacher_crops
     assert global_crops is not None, "a batch has global crops"

@@ -181,3 +181,30 @@ def test_crops_of_different_shapes_are_refused_instead_of_broadcast():
 def test_samples_with_different_numbers_of_crops_are_refused():
     with pytest.raises(ValueError, match="Sample 1 of the batch has 2 crops, the first one 3"):
         collate([official_sample(0, n_local=3), official_sample(1, n_local=2)])
+
+
+class DrawnByNumber:
+    """Crops of one sample before they are made: its number."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def collate(self, samples):
+        return [sample.number for sample in samples]
+
+
+def test_crops_for_the_device_are_collated_by_themselves_and_the_rest_as_with_crops():
+    samples = [two_view_sample(number) for number in range(4)]
+    crops = {"global_crops", "local_crops", "global_crops_teacher"}
+    drawn = [
+        {
+            **{name: value for name, value in sample.items() if name not in crops},
+            "crops_on_device": DrawnByNumber(number),
+        }
+        for number, sample in enumerate(samples)
+    ]
+    expected, batch = (collate(those, rng=random.Random(0)) for those in (samples, drawn))
+    assert batch.pop("crops_on_device") == [0, 1, 2, 3]
+    assert set(expected) - set(batch) == {f"collated_{name}" for name in crops}
+    for name, value in batch.items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0)

@@ -53,6 +53,23 @@ def test_the_flops_of_a_step_are_those_of_the_arithmetic_by_hand():
     assert step_flops(config(), batch()) == B * (3 * in_student + in_teacher) + heads
 
 
+class CropsByName:
+    """Crops that are made on a device, of which only the shapes are asked for."""
+
+    def __init__(self, crops):
+        self._crops = crops
+
+    def crops(self, device):
+        assert device.type == "meta"
+        return {name: value.to(device) for name, value in self._crops.items()}
+
+
+def test_crops_that_the_device_makes_count_as_crops_that_are_there():
+    with_crops = batch(dtype=torch.uint8, channels=1)
+    crops = {name: with_crops.pop(name) for name in ("collated_global_crops", "collated_local_crops")}
+    assert step_flops(config(), {**with_crops, "crops_on_device": CropsByName(crops)}) == step_flops(config(), batch())
+
+
 def test_without_local_crops_and_ibot_only_the_global_crops_count():
     cfg = config("crops.local_crops_number=0", "ibot.loss_weight=0")
     expected = B * (3 + 1) * 2 * backbone_flops(SIZE) + HEAD_ROW * (3 + 1) * 2 * B
