@@ -11,9 +11,10 @@ grain. Results: benchmarks/results/data.md.
 import argparse
 import io
 import math
+import pickle
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,10 @@ if __package__ in (None, ""):
 
 from benchmarks.intake import SYNTAXES, make_file
 from benchmarks.side_by_side import Timing, by_turns, machine_facts, ratio
+from dinov2.data import collate_data_and_cast
 from dinov2.data.augmentations import DataAugmentationDINO
 from dinov2.loss.routing import build_router
 from vet_extensions.data import StudySample
-from vet_extensions.data.device_crops import crops_on_device
 from vet_extensions.data.paired_augmentation import PairedViewAugmentation
 from vet_extensions.data.radiograph_crop import CropSettings, RadiographCrop
 from vet_extensions.data.resampling import Box, resized_box
@@ -45,6 +46,7 @@ from vet_extensions.intake.resize import reduce_to, to_bits
 from vet_extensions.intake.sources.dicom_folder import DicomFolder
 from vet_extensions.phantom.render import render_view
 from vet_extensions.phantom.studies import sample_study
+from vet_extensions.routing import VetDino
 from vet_extensions.schema import View
 from vet_extensions.shards import ShardReader, ShardWriter
 
@@ -170,29 +172,37 @@ def rate_table(images: Mapping[str, np.ndarray], folder: Path, *, repeats: int) 
         print(f"| {name} | {value:.2f} | {value / ms['shard to crops']:.0%} |")
 
 
-def device_table(full: np.ndarray, *, repeats: int) -> None:
-    """The crops of a batch by matrix products, on the GPU where there is one; uint8 images already there, plans already drawn."""
-    device, n = ("cuda", 64) if torch.cuda.is_available() else ("cpu", 2)
-    stored = to_bits(reduce_to(full, longest_side_px=STORED_PX), bits=8)
-    images = torch.from_numpy(np.stack([stored] * n)).to(device)
-    draw, rng = RadiographCrop(SETTINGS), np.random.default_rng(0)
-    kinds = ((True, 2, SETTINGS.global_size_px), (False, N_LOCAL, SETTINGS.local_size_px))
-    slots = {size: [i for i in range(n) for _ in range(k)] for _, k, size in kinds}
-    plans = {size: draw.plans([stored.shape] * (k * n), is_global=is_global, rng=rng) for is_global, k, size in kinds}
+def device_table(pictures_of_pair: Sequence[np.ndarray], *, repeats: int) -> None:
+    """A batch of `vet_dino` with its crops made in the worker, and with images and plans sent for the device to make them.
 
-    def batch() -> object:
-        shapes = [(stored.shape[0], stored.shape[1])] * n
-        return [
-            crops_on_device(
-                images, plans[size], of_image=slots[size], shapes=shapes, size=size, noise_sigma=SETTINGS.noise_sigma
-            )
-            for size in slots
-        ]
+    Worker: CPU time from images in memory to the collated batch. Device: of the crops alone, on the GPU where there is one.
+    """
+    name, n = ("cuda", 64) if torch.cuda.is_available() else ("cpu", 8)
+    images = tuple(to_bits(reduce_to(image, longest_side_px=STORED_PX), bits=8) for image in pictures_of_pair)
+    samples = [StudySample(images, (View.LATERAL_LEFT, View.VD), position) for position in range(n)]
+    layout = VetDino({"name": "vet_dino"}, N_LOCAL).layout
 
-    seconds = by_turns({"": batch}, repeats=repeats, device=device)[""].median("wall" if device == "cuda" else "cpu")
-    print(
-        f"\n| crops on the device, by matrix products | images/s |\n|---|---|\n| {device}, batches of {n} | {n / seconds:.0f} |"
+    def collated(*, on_device: bool) -> dict[str, Any]:
+        augment = PairedViewAugmentation(RadiographCrop(SETTINGS), layout, seed=0, crops_on_device=on_device)
+        return collate_data_and_cast([(augment(sample), ()) for sample in samples], (0.1, 0.5), 0.5, torch.float32, 256)
+
+    worker = by_turns(
+        {"in workers": lambda: collated(on_device=False), "on the device": lambda: collated(on_device=True)},
+        repeats=repeats,
     )
+    maker, device = collated(on_device=True)["crops_on_device"], torch.device(name)
+    made = by_turns({"": lambda: maker.crops(device)}, repeats=repeats, device=name)[""]
+    device_s = {"in workers": 0.0, "on the device": made.median("wall" if name == "cuda" else "cpu")}
+    height, width = images[0].shape
+    print(
+        f"\n| crops of pairs of {height} x {width}, batches of {n} | worker, ms a sample | KiB a sample from the worker "
+        f"| device ({name}), ms a sample |\n|---|---|---|---|"
+    )
+    for way, timing in worker.items():
+        sent = len(pickle.dumps(collated(on_device=way == "on the device"), protocol=5))
+        print(
+            f"| {way} | {1000 * timing.median('cpu') / n:.2f} | {sent / n / 1024:.0f} | {1000 * device_s[way] / n:.2f} |"
+        )
 
 
 def boxes(rng: np.random.Generator, scale: tuple[float, float], shape: tuple[int, ...], n: int) -> Iterator[Box]:
@@ -325,7 +335,7 @@ def main() -> None:
     images = pictures(size.full_px)
     with tempfile.TemporaryDirectory() as folder:
         rate_table(images, Path(folder), repeats=size.repeats)
-        device_table(next(iter(images.values())), repeats=size.repeats)
+        device_table([images[name] for name in list(images)[:2]], repeats=size.repeats)
         fidelity_table(images, n=size.n_boxes)
         dicom_table(Path(folder) / "dicom", repeats=size.repeats, n=size.n_boxes)
 

@@ -16,7 +16,7 @@ def test_the_smoke_run_of_the_data_path_prints_every_table_with_what_is_asked_fo
     for head in (
         "| 2 x 224 + 8 x 98 crops |",
         "| step of a sample ",
-        "| crops on the device",
+        "| crops of pairs of ",
         "| image | crop |",
         "| DICOM, 2500 x 2048 |",
     ):

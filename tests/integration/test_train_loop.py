@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -243,3 +244,43 @@ def test_speed_memory_and_tensorboard_stand_beside_the_official_values(undisturb
     (events,) = (undisturbed / "tensorboard").iterdir()
     board = EventAccumulator(str(events)).Reload()
     assert [point.step for point in board.Scalars("total_loss")] == list(range(12))
+
+
+@pytest.fixture(scope="module")
+def undisturbed_on_device(intake, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("crops_on_device")
+    config = folder / "tiny.yaml"
+    config.write_text(TINY)
+    assert run(arguments(config, intake, folder / "run", "augmentation.crops_on_device=true")) == 0
+    return folder / "run"
+
+
+def test_crops_made_on_the_device_train_as_those_of_the_workers(config, intake, tmp_path):
+    """Without noise, which each draws for itself, crops differ by about a grey level."""
+    opts = ["augmentation.noise_sigma=0", "optim.epochs=1"]
+    assert run(arguments(config, intake, tmp_path / "workers", *opts)) == 0
+    assert run(arguments(config, intake, tmp_path / "device", *opts, "augmentation.crops_on_device=true")) == 0
+    a, b = losses(tmp_path / "workers"), losses(tmp_path / "device")
+    assert [a[i] for i in a] == pytest.approx([b[i] for i in b], rel=1e-2)
+
+
+def test_crops_made_on_the_device_do_not_depend_on_the_number_of_workers(
+    undisturbed_on_device, config, intake, tmp_path
+):
+    opts = ["augmentation.crops_on_device=true", "train.num_workers=2"]
+    assert run(arguments(config, intake, tmp_path / "run", *opts)) == 0
+    assert losses(tmp_path / "run") == losses(undisturbed_on_device)
+    last = json.loads((tmp_path / "run" / "training_metrics.json").read_text().splitlines()[-1])
+    assert last["tflops"] > 0
+
+
+def test_a_run_with_crops_on_the_device_resumes_bit_equal(undisturbed_on_device, config, intake, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed_on_device, out)
+    _, *newer = sorted((out / "checkpoints").iterdir())
+    shutil.rmtree(out / "eval")
+    for folder in newer:
+        shutil.rmtree(folder)
+    assert run(arguments(config, intake, out, "augmentation.crops_on_device=true")) == 0
+    assert "resuming after iteration" in (out / "logs" / "log.txt").read_text()
+    assert same_weights(teacher(out, 11), teacher(undisturbed_on_device, 11))

@@ -57,9 +57,14 @@ class GaussianNoise:
 
     def draw(self, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         """int16 [H, W] fine steps. Takes a quarter of a 64-bit draw a pixel, rounded up, straight from the bit generator."""
-        n = math.prod(shape)
-        words = np.asarray(rng.bit_generator.random_raw(-(-n // 4)), dtype="<u8")  # low bits first on every machine
-        return _look_up(words.view("<u2")[:n].reshape(shape), self._quantiles)
+        raw = rng.bit_generator.random_raw(_n_words(shape))
+        words = np.asarray(raw, dtype="<u8")  # low bits first on every machine
+        return _look_up(words.view("<u2")[: math.prod(shape)].reshape(shape), self._quantiles)
+
+    @staticmethod
+    def skip(shape: tuple[int, int], rng: np.random.Generator) -> None:
+        """Leave the generator as `draw` leaves it."""
+        rng.bit_generator.random_raw(_n_words(shape), output=False)
 
 
 def varied(
@@ -85,6 +90,11 @@ def varied(
     if noise is not None:
         values = cv2.add(values, noise.draw(values.shape, rng))
     return cv2.convertScaleAbs(np.maximum(values, 0, out=values), alpha=1 / FINE)  # rounds and cuts at white
+
+
+def _n_words(shape: tuple[int, int]) -> int:
+    """64-bit draws that the noise of a crop takes."""
+    return -(-math.prod(shape) // 4)
 
 
 def _in_fine_steps(values: np.ndarray) -> np.ndarray:

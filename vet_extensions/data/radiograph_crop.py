@@ -1,6 +1,7 @@
 """Random crops of radiographs: a box, resized and turned, its grey values varied as exposure varies them.
 
-`paired_views` cuts its crops here. A crop leaves as uint8 grey [1, s, s] and is normalised on the device. Colour, solarisation
+`paired_views` cuts its crops here, or draws what `device_crops` carries out. A crop leaves as uint8 grey [1, s, s] and is
+normalised on the device. Colour, solarisation
 and (by default) mirroring have no meaning on a radiograph and are not there.
 """
 
@@ -67,7 +68,7 @@ class RadiographCrop:
     def crops(self, images: Sequence[np.ndarray], *, is_global: bool, rng: np.random.Generator) -> list[Tensor]:
         """One crop of each image, in order; an image may be there several times. images: as `__call__`'s pixels."""
         _use_one_thread()
-        size = self.settings.global_size_px if is_global else self.settings.local_size_px
+        size = self.size_px(is_global=is_global)
         out = np.empty((len(images), 1, size, size), dtype=np.uint8)
         plans = self.plans([pixels.shape for pixels in images], is_global=is_global, rng=rng)
         for place, pixels, plan in zip(out, images, plans, strict=True):
@@ -76,6 +77,21 @@ class RadiographCrop:
                 crop = cv2.flip(crop, 1)
             place[0] = varied(crop, plan.curve, blur_sigma_px=plan.blur_sigma_px, noise=self._noise, rng=rng)
         return list(torch.from_numpy(out))
+
+    def size_px(self, *, is_global: bool) -> int:
+        """Side of a crop."""
+        return self.settings.global_size_px if is_global else self.settings.local_size_px
+
+    def plans_alone(
+        self, shapes: Sequence[tuple[int, ...]], *, is_global: bool, rng: np.random.Generator
+    ) -> list[CropPlan]:
+        """The plans that `crops` would carry out, for crops that are made elsewhere; the generator goes on as after `crops`."""
+        plans = self.plans(shapes, is_global=is_global, rng=rng)
+        if self._noise is not None:
+            size = self.size_px(is_global=is_global)
+            for _ in plans:
+                self._noise.skip((size, size), rng)
+        return plans
 
     def plans(self, shapes: Sequence[tuple[int, ...]], *, is_global: bool, rng: np.random.Generator) -> list[CropPlan]:
         """Draw a crop of an image of each shape (height, width)."""
