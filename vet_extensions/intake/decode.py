@@ -79,6 +79,11 @@ def read_frame(dataset: Dataset, layout: PixelLayout, *, frame: int = 0) -> tupl
     else:
         stream = _encoded_frame(dataset, layout, frame)
         _check_stream(stream, layout, is_rle=syntax == _RLE)
+        if syntax in (_JPEG_BASELINE, _JPEG_EXTENDED) and layout.bits_allocated != 8:
+            # gdcm would end its process.
+            raise Refusal(
+                Code.DECODE_FAILED, f"the JPEG stream holds 8 bits a sample, the header says {layout.bits_allocated}"
+            )
         if syntax == _JPEG_BASELINE:
             _listen_to_baseline(stream)
     pixels, photometric = _decode(dataset, syntax, frame, layout)
