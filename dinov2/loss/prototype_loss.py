@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dinov2.loss.online_softmax import OnlineSoftmax
+
 _PROTOTYPES_A_BLOCK = {"cpu": 512}
 _ROWS_A_WALK = {"cpu": 256}
 """By device type: columns that are worked on at a time, and rows whose exponentials are kept between the two walks. Between 256
@@ -120,19 +122,21 @@ class _Walks(torch.autograd.Function):
         total = torch.stack([rows.sum() * term.scale for rows, term in zip(per_row, terms, strict=True)]).sum()
         entropies = weight.new_zeros(2, dtype=torch.float32) if walk.entropies is None else walk.entropies
         ctx.mark_non_differentiable(entropies, *per_row)
-        ctx.save_for_backward(walk.unit, walk.weight_gradient, *walk.student_gradients)
+        ctx.unit, ctx.gradients = walk.unit, (walk.weight_gradient, walk.student_gradients)
         ctx.dtypes = weight.dtype, [term.student.dtype for term in terms]
         return total, entropies, *per_row
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        unit, weight_gradient, *student_gradients = ctx.saved_tensors
+        assert ctx.gradients is not None, "the gradients of these losses were already taken; compute the losses again"
+        factor = grad_total * ctx.unit
+        of_weight, of_students = ctx.gradients
+        ctx.gradients = None
         weight_dtype, student_dtypes = ctx.dtypes
-        factor = grad_total * unit
-        of_students = [(g * factor).to(dtype) for g, dtype in zip(student_gradients, student_dtypes, strict=True)]
-        of_weight = None if weight_gradient is None else (weight_gradient * factor).to(weight_dtype)
-        return of_weight, None, None, None, *of_students
+        # In place: that of the prototypes is as large as they are.
+        of_students = [g.mul_(factor).to(dtype) for g, dtype in zip(of_students, student_dtypes, strict=True)]
+        return None if of_weight is None else of_weight.mul_(factor).to(weight_dtype), None, None, None, *of_students
 
 
 class _Walk:
@@ -145,9 +149,20 @@ class _Walk:
         self.weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if wants_weight_gradient else None
         self.student_gradients: list[Tensor] = []
         self.entropies: Tensor | None = None
+        self._memory: dict[str, Tensor] = {}
         self.unit = weight.new_ones((), dtype=torch.float32)
         width = _PROTOTYPES_A_BLOCK.get(weight.device.type, _PROTOTYPES_A_LONG_BLOCK)
         self.blocks = [slice(start, min(start + width, len(weight))) for start in range(0, len(weight), width)]
+
+    def softmax(self, purpose: str, n_rows: int) -> OnlineSoftmax:
+        """An empty one for so many rows; it takes back the memory of the one before it for this purpose.
+
+        Fresh memory would be fetched from the system page by page at each walk: a fifth of the time.
+        """
+        size = n_rows * len(self.weight)
+        if len(self._memory.get(purpose, ())) < size:
+            self._memory[purpose] = torch.empty(size, dtype=self.dtype, device=self.weight.device)
+        return OnlineSoftmax(self._memory[purpose][:size], n_rows, self.blocks)
 
     def term(self, term: LossTerm) -> Tensor:
         """The weighted losses of a term's rows, [B, S] fp32; its gradients are added to those of the walk."""
@@ -172,14 +187,14 @@ class _Rows:
     def __init__(self, student: Tensor, walk: _Walk, *, targets: CentredTargets | StoredTargets) -> None:
         """student: [R, C] in the dtype of the products."""
         self.walk, self.student, self.targets = walk, student, targets
-        self.logits = _OnlineSoftmax(len(student), walk)
-        self.target_logits: _OnlineSoftmax | None = None
+        self.logits = walk.softmax("student", len(student))
+        self.target_logits: OnlineSoftmax | None = None
         if isinstance(targets, CentredTargets):
             self.n_samples, self.n_targets = targets.bottleneck.shape[:2]
             self.target_rows = targets.bottleneck.flatten(0, 1).to(walk.dtype)  # [B * T, C]
             self.target_weight = targets.weight.to(walk.dtype)
             self.target_bias = targets.center.flatten().float() / -targets.temp
-            self.target_logits = _OnlineSoftmax(len(self.target_rows), walk)
+            self.target_logits = walk.softmax("targets", len(self.target_rows))
         else:
             self.n_samples, self.n_targets = targets.probabilities.shape[:2]
 
@@ -241,61 +256,6 @@ class _Rows:
         assert self.target_logits is not None, "centred targets have logits"
         exponentials = self.target_logits.take_back(number).view(self.n_samples, self.n_targets, -1)
         return exponentials, self.target_logits.factors(number).view(self.n_samples, -1)
-
-
-class _OnlineSoftmax:
-    """exp(logits - the largest so far) of each block, and their sums; what came before is shrunk when a larger one comes.
-
-    Source: Milakov and Gimelshein, arXiv 1805.02867.
-    """
-
-    def __init__(self, n_rows: int, walk: _Walk) -> None:
-        device = walk.weight.device
-        # One run of memory a block, so that a block is contiguous; in the products' dtype, as the gradient will be.
-        self._store = torch.empty(n_rows * len(walk.weight), dtype=walk.dtype, device=device)
-        self._blocks = walk.blocks
-        self._n_rows = n_rows
-        self._maxima: list[Tensor] = []
-        self.sums = torch.zeros(n_rows, device=device)
-        self._largest = torch.full((n_rows,), -torch.inf, device=device)
-
-    def compute(self, number: int, rows: Tensor, weight: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
-        """scale * rows weight^T + bias, fp32 [R, k]; in place of the block's memory where that is fp32."""
-        if rows.dtype != torch.float32:
-            logits = torch.mm(rows, weight.t()).float().mul_(scale)
-            return logits if bias is None else logits.add_(bias)
-        out = self._block(number)
-        if bias is None:
-            return torch.addmm(out, rows, weight.t(), beta=0, alpha=scale, out=out)
-        return torch.addmm(bias, rows, weight.t(), alpha=scale, out=out)
-
-    def take(self, number: int, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The block's exponentials [R, k] in place of its logits, and the factor [R] for what was summed before."""
-        largest = torch.maximum(self._largest, logits.amax(1))
-        shrink = torch.exp(self._largest - largest)
-        exponentials = logits.sub_(largest[:, None]).exp_()
-        self.sums.mul_(shrink).add_(exponentials.sum(1))
-        self._maxima.append(largest)
-        self._largest = largest
-        if self._store.dtype != torch.float32:
-            self._block(number).copy_(exponentials)
-        return exponentials, shrink
-
-    def take_back(self, number: int) -> Tensor:
-        """The exponentials of a block, fp32 [R, k], to be changed at will."""
-        return self._block(number).float()
-
-    def factors(self, number: int) -> Tensor:
-        """[R]: what turns the exponentials of a block into probabilities."""
-        return torch.exp(self._maxima[number] - self._largest) / self.sums
-
-    def log_sum(self) -> Tensor:
-        """logsumexp of all logits, [R]."""
-        return self.sums.log() + self._largest
-
-    def _block(self, number: int) -> Tensor:
-        block = self._blocks[number]
-        return self._store[self._n_rows * block.start : self._n_rows * block.stop].view(self._n_rows, -1)
 
 
 class _Entropies:

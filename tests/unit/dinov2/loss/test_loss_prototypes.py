@@ -128,6 +128,14 @@ def test_a_factor_on_the_loss_reaches_the_gradients_and_their_dtypes_are_the_inp
         torch.testing.assert_close(scaled, ours * 1024)
 
 
+def test_gradients_cannot_be_taken_twice_from_the_same_losses() -> None:
+    weight, term = units(64, C).requires_grad_(), term_of(centred(3, 1, 64), 3, 2)
+    found = prototype_losses(weight, [term], student_temp=TEMP)
+    found.total.backward(retain_graph=True)
+    with pytest.raises(AssertionError, match="already taken"):
+        found.total.backward()
+
+
 def test_no_rows_at_all_lose_nothing_and_pull_nowhere() -> None:
     weight = units(64, C).requires_grad_()
     term = term_of(centred(0, 1, 64), 0, 1)
