@@ -7,23 +7,16 @@ runs forward and backward from its class tokens and masked patches, the teacher 
 """
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
+from plain_step import plain_backbone
+from side_by_side import by_turns, machine_facts, peak_memory_mib, table
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.side_by_side import by_turns, machine_facts, peak_memory_mib, table
-from dinov2.models.block_chunks import blocks_in_order
 from dinov2.models.vision_transformer import DinoVisionTransformer, vit_small
 from dinov2.train.parallel import set_up_blocks
 
@@ -76,51 +69,14 @@ def make_work(scale: Scale, *, teacher: bool = False, layer_scale: float = 0.3) 
     return Work(model.train(not teacher), crops, [None] if teacher else [masks, None], masked)
 
 
-# -- the plain twin ---------------------------------------------------------------------------------------------------
-
-
-def plain_tokens(work: Work) -> list[Tensor]:
-    """Class tokens of each crop group and the masked patches of the first, by the official arithmetic written down plainly."""
-    model = work.model
-    tokens = [model.prepare_tokens_with_masks(x, masks) for x, masks in zip(work.crops, work.masks, strict=True)]
-    for block in blocks_in_order(model.blocks):
-        tokens = _plain_branch(tokens, block, partial(_plain_attention, block=block), block.ls1.gamma)
-        tokens = _plain_branch(tokens, block, lambda x, shapes, block=block: block.mlp(block.norm2(x)), block.ls2.gamma)
-    normed = [model.norm(x) for x in tokens]
-    return [*(x[:, 0] for x in normed), normed[0][:, 1:].flatten(0, 1).index_select(0, work.masked)]
-
-
-def _plain_branch(tokens: list[Tensor], block: Any, branch: Callable[..., Tensor], gamma: Tensor) -> list[Tensor]:
-    dropping = block.training and block.sample_drop_ratio > 0
-    ratio = block.sample_drop_ratio if dropping else 0.0
-    kept = [torch.randperm(len(x))[: max(int(len(x) * (1 - ratio)), 1)] if dropping else None for x in tokens]
-    picked = [x if k is None else x[k] for x, k in zip(tokens, kept, strict=True)]
-    packed = torch.cat([x.flatten(0, 1) for x in picked])
-    residuals = branch(packed, [x.shape[:2] for x in picked]).split([x.shape[0] * x.shape[1] for x in picked])
-    out = []
-    for x, k, residual in zip(tokens, kept, residuals, strict=True):
-        added = residual.view(-1, *x.shape[1:]) * gamma
-        out.append(
-            x + added if k is None else torch.index_add(x, 0, k, added.to(x.dtype), alpha=len(x) / added.shape[0])
-        )
-    return out
-
-
-def _plain_attention(packed: Tensor, shapes: Sequence[tuple[int, int]], *, block: Any) -> Tensor:
-    attn, out = block.attn, []
-    for piece, (b, n) in zip(attn.qkv(block.norm1(packed)).split([b * n for b, n in shapes]), shapes, strict=True):
-        q, k, v = piece.view(b, n, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-        out.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b * n, -1))
-    return attn.proj(torch.cat(out))
-
-
 # -- the ways that are timed ------------------------------------------------------------------------------------------
 
 
 def tokens_of(work: Work, way: str) -> list[Tensor]:
     """Class tokens of each crop group and the masked patches of the first, by one of the ways."""
     if way == PLAIN:
-        return plain_tokens(work)
+        normed = plain_backbone(work.model, work.crops, work.masks)
+        return [*(x[:, 0] for x in normed), normed[0][:, 1:].flatten(0, 1).index_select(0, work.masked)]
     if way == ALL:
         features = work.model.forward_features(work.crops, work.masks)
         patches = features[0]["x_norm_patchtokens"].flatten(0, 1).index_select(0, work.masked)

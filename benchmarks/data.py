@@ -12,7 +12,6 @@ import argparse
 import io
 import math
 import pickle
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,13 +21,10 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from intake import SYNTAXES, make_file
 from PIL import Image
+from side_by_side import Timing, by_turns, machine_facts, ratio
 
-if __package__ in (None, ""):
-    sys.path.append(str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.intake import SYNTAXES, make_file
-from benchmarks.side_by_side import Timing, by_turns, machine_facts, ratio
 from dinov2.data import collate_data_and_cast
 from dinov2.data.augmentations import DataAugmentationDINO
 from dinov2.loss.routing import build_router

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinov2.loss.prototype_loss import entropies_of
+from dinov2.models.block_chunks import blocks_in_order
 from dinov2.train.device_batch import masked_patches, slots_of, to_device
 from dinov2.train.precision import autocast
 from dinov2.train.ssl_meta_arch import SSLMetaArch
@@ -101,7 +102,7 @@ def plain_dino_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], *, tem
 def plain_backbone(model: Any, crops: Sequence[Tensor], masks: Sequence[Tensor | None]) -> list[Tensor]:
     """Normed tokens [crops * B, 1 + N, C] of each group of crops."""
     tokens = [model.prepare_tokens_with_masks(x, m) for x, m in zip(crops, masks, strict=True)]
-    for block in model.blocks:
+    for block in blocks_in_order(model.blocks):
         tokens = _plain_branch(tokens, block, partial(_plain_attention, block=block), block.ls1)
         tokens = _plain_branch(tokens, block, lambda x, _, block=block: block.mlp(block.norm2(x)), block.ls2)
     return [model.norm(x) for x in tokens]

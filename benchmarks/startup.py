@@ -11,7 +11,6 @@ import itertools
 import multiprocessing
 import pickle
 import random
-import sys
 import tempfile
 import time
 from collections import deque
@@ -22,12 +21,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from manifest import make_folder
+from side_by_side import by_turns, machine_facts
 
-if __package__ in (None, ""):
-    sys.path.append(str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.manifest import make_folder
-from benchmarks.side_by_side import by_turns, machine_facts
 from dinov2.data import MaskingGenerator, collate_data_and_cast
 from dinov2.data.adapters import NumberedDataset, PositionSeededDataset
 from dinov2.data.datasets.image_folder import ImageFolder

@@ -1,0 +1,64 @@
+"""The benchmarks run and print their tables; the figures are for people to read."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def printed_by(script: str, *options: str) -> str:
+    command = [sys.executable, str(FOLDER / script), "--smoke", *options]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+@pytest.mark.slow
+def test_the_step() -> None:
+    printed = printed_by("step.py")
+    for head in ("whole step", "clipping, optimizer, average", "heads and losses", "share of the roof", "peak memory"):
+        assert f"| {head}" in printed
+    assert printed.count("\n| ours |") == 6  # three tables in each precision
+
+
+@pytest.mark.slow
+def test_the_backbone() -> None:
+    printed = printed_by("backbone.py", "--memory", "--profile", "--precisions", "fp32")
+    for head in ("student | loss off by", "student, forward and backward", "teacher, forward", "operator"):
+        assert f"| {head} |" in printed
+    assert printed.count("| used tokens, recomputed |") == 3
+
+
+@pytest.mark.slow
+def test_the_data_path() -> None:
+    printed = printed_by("data.py")
+    for head in (
+        "2 x 224 + 8 x 98 crops |",
+        "step of a sample ",
+        "crops of pairs of ",
+        "image | crop |",
+        "DICOM, 2500 x 2048 |",
+    ):
+        assert f"| {head}" in printed
+    for row in ("shard to crops", "noise", "letters and grain", "uncompressed", "JPEG lossless .70"):
+        assert f"\n| {row} |" in printed
+    assert printed.count(">= ") == 5
+
+
+@pytest.mark.slow
+def test_what_lies_between_a_data_set_and_a_step() -> None:
+    printed = printed_by("startup.py")
+    assert printed.count("| what | measured | asked for |") == 4
+    for row in ("grey bytes, with masks", "ShardedInfiniteSampler: first index", "VetStudies, 3,000 images: sent"):
+        assert f"| {row} |" in printed
+    assert "| batches of 64 |" in printed
+
+
+@pytest.mark.slow
+def test_the_k_nearest_neighbours() -> None:
+    printed = printed_by("knn.py")
+    assert "| plain, all at once |" in printed
+    assert printed.count("\n| blocks of ") == 6
