@@ -1,8 +1,7 @@
 """Random crops of radiographs: a box, resized and turned, its grey values varied as exposure varies them.
 
 `paired_views` cuts its crops here, or draws what `device_crops` carries out. A crop leaves as uint8 grey [1, s, s] and is
-normalised on the device. Colour, solarisation
-and (by default) mirroring have no meaning on a radiograph and are not there.
+normalised on the device. Colour, solarisation and (by default) mirroring have no meaning on a radiograph and are not there.
 """
 
 import math
