@@ -31,8 +31,10 @@ class ExtendedVisionDataset(Dataset):
     """A data set of encoded images: decodes, then applies the transforms to (image, target).
 
     Attributes, as in torchvision's `VisionDataset`: `root`, `transform`, `target_transform`, and `transforms`, which takes
-    the pair.
+    the pair. Additive: `shortest_side_px`, see `ImageDataDecoder`.
     """
+
+    shortest_side_px = 0
 
     def __init__(
         self,
@@ -64,7 +66,8 @@ class ExtendedVisionDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         """(image, target) after the transforms; raises `RuntimeError` when the image cannot be read or decoded."""
         try:
-            image = ImageDataDecoder(self.get_image_data(index)).decode()
+            encoded = self.get_image_data(index)
+            image = ImageDataDecoder(encoded, shortest_side_px=self.shortest_side_px).decode()
         except Exception as error:  # decoders fail in as many ways as there are broken files
             raise RuntimeError(f"can not read image for sample {index}") from error
         target = TargetDecoder(self.get_target(index)).decode()

@@ -21,7 +21,8 @@ class ImageFolder(ExtendedVisionDataset):
 
     If every image is exactly one folder deep (`root/<class>/<image>`), a folder is a class, `classes` holds the sorted folder
     names and the target is the index in it. In any other arrangement `classes` is empty and every target 0. Files and folders
-    whose names begin with a dot are passed over.
+    whose names begin with a dot are passed over. shortest_side: decode JPEG files at a part of their size, but with
+    at least so many pixels on the shorter side; 0 in full.
     """
 
     def __init__(
@@ -29,11 +30,17 @@ class ImageFolder(ExtendedVisionDataset):
         *,
         root: str | os.PathLike[str],
         split: str | None = None,
+        shortest_side: int | str = 0,
         transforms: Callable[[Any, Any], tuple[Any, Any]] | None = None,
         transform: Callable[[Any], Any] | None = None,
         target_transform: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__(root, transforms, transform, target_transform)
+        if not str(shortest_side).isdecimal():
+            raise UserError(
+                f"ImageFolder: shortest_side is '{shortest_side}'. Give a number of pixels, or 0 to decode in full."
+            )
+        self.shortest_side_px = int(shortest_side)
         self._folder = Path(root) if split is None else Path(root) / split
         if not self._folder.is_dir():
             raise UserError(_missing_folder_message(Path(root), split))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dinov2.data import DatasetWithEnumeratedTargets
+from dinov2.data import DatasetWithEnumeratedTargets, make_dataset
 from dinov2.data.adapters import PositionSeededDataset
 from dinov2.data.datasets import ExtendedVisionDataset, ImageFolder
 from dinov2.data.datasets.decoders import Decoder, ImageDataDecoder, TargetDecoder
@@ -55,6 +55,29 @@ def test_class_folders_become_sorted_labels(tmp_path):
     assert dataset.classes == ("a", "a-b", "b")
     assert dataset.get_targets().tolist() == [0, 0, 1, 2]
     assert [dataset[i][1] for i in range(4)] == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("shortest", "size"), [(0, (640, 480)), (481, (640, 480)), (240, (320, 240)), (100, (160, 120))]
+)
+def test_large_jpegs_are_decoded_at_a_part_that_leaves_the_shortest_side(tmp_path, shortest, size):
+    y, x = np.mgrid[0:480, 0:640]
+    smooth = Image.fromarray((127 + 60 * np.sin(x / 60) + 60 * np.cos(y / 45)).astype(np.uint8)).convert("RGB")
+    smooth.save(tmp_path / "1.jpg", quality=95)
+    smooth.save(tmp_path / "2.png")
+    dataset = make_dataset(dataset_str=f"ImageFolder:root={tmp_path}:shortest_side={shortest}")
+    jpeg, png = (dataset[i][0] for i in range(2))
+    assert jpeg.size == size
+    assert png.size == (640, 480)
+    off = np.asarray(jpeg, np.float32) - np.asarray(png.resize(size, Image.Resampling.BOX), np.float32)
+    assert np.abs(off).mean() < 1.5
+
+
+@pytest.mark.parametrize("shortest", ["-1", "large", "1.5"])
+def test_a_shortest_side_that_is_no_number_of_pixels_is_refused(tmp_path, shortest):
+    write_image(tmp_path / "1.png")
+    with pytest.raises(UserError, match="number of pixels"):
+        ImageFolder(root=tmp_path, shortest_side=shortest)
 
 
 @pytest.mark.parametrize("names", [("1.png", "2.png"), ("1.png", "a/2.png"), ("x/a/1.png", "x/b/2.png")])
