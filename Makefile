@@ -17,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-demo: $(VENV)/.core  ## the main job on synthetic studies, from DICOM to demo/report.html (about 12 minutes on 2 cores)
+demo: $(VENV)/.core  ## the main job on synthetic studies, from DICOM to demo/report.html (about 8 minutes on 2 cores, 10 at most)
 	$(BIN)/vetdino demo $(DEMO_ARGS)
 
 demo-quick: $(VENV)/.core  ## the same, smaller: one seed, about 3 minutes
