@@ -13,26 +13,35 @@ from dinov2.utils.errors import UserError
 logger = logging.getLogger("dinov2")
 
 
-def autocast_dtype(cfg: DictConfig, device: torch.device) -> torch.dtype | None:
-    """The reduced dtype of the forward pass, or None for float32.
-
-    The dtype of the student backbone decides for the whole step. A CPU without matrix units for it computes in float32, which is
-    faster there and exact: float16 on all of them, bfloat16 where there is no AMX (half the speed of float32, measured).
-    """
+def asked_dtype(cfg: DictConfig) -> torch.dtype:
+    """What the configuration asks for: the dtype of the student backbone, which decides for the whole step. Errors: UserError."""
     name = cfg.compute_precision.student.backbone.mixed_precision.param_dtype
     if name not in PRECISIONS:
         raise UserError(
             f"compute_precision.student.backbone.mixed_precision.param_dtype is '{name}'. Allowed: {', '.join(PRECISIONS)}."
         )
-    dtype = PRECISIONS[name]
-    if dtype == torch.float32:
+    return PRECISIONS[name]
+
+
+def autocast_dtype(cfg: DictConfig, device: torch.device) -> torch.dtype | None:
+    """The reduced dtype of the forward pass, or None for float32.
+
+    A CPU without matrix units for what is asked computes in float32, which is faster there and exact: instead of float16 on all
+    of them, instead of bfloat16 where there is no AMX (half the speed of float32, measured).
+    """
+    asked = asked_dtype(cfg)
+    if asked == torch.float32 or (device.type == "cpu" and not cpu_has_units_for(asked)):
         return None
-    if device.type == "cpu" and not cpu_has_units_for(dtype):
+    return asked
+
+
+def tell_of_precision(cfg: DictConfig, reduced: torch.dtype | None) -> None:
+    """Say in the log where the device's precision is not the one asked for. reduced: from `autocast_dtype`."""
+    asked = asked_dtype(cfg)
+    if reduced is None and asked != torch.float32:
         logger.info(
-            "%s was asked for; this CPU has no matrix units for it, and float32 is faster: computing in float32", name
+            "%s was asked for; this CPU has no matrix units for it, and float32 is faster: computing in float32", asked
         )
-        return None
-    return dtype
 
 
 def cpu_has_units_for(dtype: torch.dtype) -> bool:

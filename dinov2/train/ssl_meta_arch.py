@@ -31,7 +31,7 @@ from dinov2.train.objective import (
     ibot_term,
 )
 from dinov2.train.parallel import is_sharded, make_parallel, set_up_blocks
-from dinov2.train.precision import autocast, autocast_dtype, grad_scaler
+from dinov2.train.precision import autocast, autocast_dtype, grad_scaler, tell_of_precision
 from dinov2.utils.errors import UserError
 from dinov2.utils.param_groups import fuse_params_groups, get_params_groups_with_decay
 from dinov2.utils.utils import has_batchnorms
@@ -313,6 +313,7 @@ class SSLMetaArch(nn.Module):
         self._student_calls = make_parallel(self.cfg, self.student, who="student")
         self._teacher_calls = make_parallel(self.cfg, self.teacher, who="teacher")
         reduced = autocast_dtype(self.cfg, self.device)
+        tell_of_precision(self.cfg, reduced)
         self.fp16_scaler = grad_scaler(self.cfg, self.device, reduced)
         # Sharded modules cast their own weights and inputs.
         self._autocast_dtype = None if all(is_sharded(self.cfg, name) for name in self.student) else reduced
