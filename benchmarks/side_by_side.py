@@ -1,4 +1,4 @@
-"""Ways of doing the same work, timed by turns in one process, so that ratios hold on a busy machine. Every benchmark calls it.
+"""Ways of doing the same work, timed by turns in one process, so that ratios hold on a busy machine. Benchmarks of speed call it.
 
 CPU seconds count all threads of this process and not what else the machine does; with one thread they are the figure to
 trust. Wall seconds are for two threads and for CUDA, where the device is waited for.
