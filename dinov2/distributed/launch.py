@@ -15,6 +15,7 @@ from dinov2.utils.errors import UserError
 _TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")
 _TORCHRUN_ONLY = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _PORTS = (20_000, 60_000)
+_OF_THE_SITE = ("SLURM_CONF", "SLURM_CONF_SERVER", "SUBMITIT_PREEMPT_SIGNAL")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,17 @@ def withdraw() -> None:
     """Take back what `announce` gave."""
     for name in _TORCHRUN:
         os.environ.pop(name, None)
+
+
+def site_variables() -> dict[str, str]:
+    """Variables that a submission from within a job keeps, though they are named like the job's own: where SLURM's
+    configuration lies, and the signal that warns a job of its end."""
+    return {name: os.environ[name] for name in _OF_THE_SITE if name in os.environ}
+
+
+def visible_devices() -> str | None:
+    """The GPUs that the user chose by CUDA_VISIBLE_DEVICES; None where there is no such choice."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def first_host(node_list: str) -> str:
