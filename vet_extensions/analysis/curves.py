@@ -186,10 +186,10 @@ def _curve_figure(
         axes.legend(fontsize=8, frameon=False)
     else:
         axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", va="center", color="#555555")
-    return _encode(figure, image_format)
+    return encode(figure, image_format)
 
 
-def _encode(figure: Figure, image_format: ImageFormat) -> bytes:
+def encode(figure: Figure, image_format: ImageFormat) -> bytes:
     """The figure as bytes that depend on its content alone (no date, no random identifiers)."""
     buffer = io.BytesIO()
     metadata = {"Date": None, "Creator": None} if image_format == "svg" else {"Software": None}

@@ -86,7 +86,7 @@ def write_report(inputs: ReportInputs, path: Path) -> Path:
 
     Pictures are made smaller until the file is below `MAX_BYTES`; raises `UserError` where even small ones are too many.
     """
-    template = _environment().get_template("report.html")
+    template = page_environment().get_template("report.html")
     for longest_px in _PICTURE_PX:
         content = template.render(_page(inputs, longest_px=longest_px)).encode("utf-8")
         if len(content) < MAX_BYTES:
@@ -112,9 +112,10 @@ def describe_difference(row: Mapping[str, Any]) -> str:
     return f"{row['a']} measured {side} than {row['b']} in this test set; the interval does not contain 0."
 
 
-def _environment() -> Environment:
+def page_environment(*folders: Path) -> Environment:
+    """How pages are made: everything escaped, templates of `folders` beside this room's own (whose style.css all pages share)."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        loader=FileSystemLoader([*folders, Path(__file__).with_name("templates")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
