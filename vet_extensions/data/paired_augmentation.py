@@ -41,14 +41,16 @@ class PairedViewAugmentation:
         teacher_view: str = "random",
         crops_on_device: bool = False,
     ) -> None:
-        """teacher_view: random, first (as the pairing drew them), or a view's name, which is A wherever the pair has it.
+        """teacher_view: random, first (as the pairing drew them), or a view or family of views (VD, frontal), which is A in every
+        pair that has one such image; else A is the first.
 
         crops_on_device: give the images and what was drawn (`crops_on_device` of the core's collate) in place of crops. All but
         the noise is drawn as without it.
         """
-        if teacher_view not in ("random", "first", *View):
+        if teacher_view not in ("random", "first", *ViewFamily, *View):
             raise UserError(
-                f"routing.teacher_view is '{teacher_view}'. Allowed: random, first, or a view: {', '.join(View)}."
+                f"routing.teacher_view is '{teacher_view}'. Allowed: random, first, a family of views ({', '.join(ViewFamily)}), "
+                f"or a view: {', '.join(View)}."
             )
         if layout.n_sources > 2:
             raise UserError(f"paired_views crops two images of a study; the routing asks for {layout.n_sources}.")
@@ -123,7 +125,8 @@ class PairedViewAugmentation:
         elif self.teacher_view == "first":
             swap = False
         else:
-            swap = sample.views[0] != self.teacher_view and self.teacher_view in sample.views
+            fits = [self.teacher_view in (view, view_family(view)) for view in sample.views]
+            swap = not fits[0] and any(fits)
         return images[::-1] if swap else images
 
 

@@ -10,7 +10,7 @@ from dinov2.utils.errors import UserError as CoreUserError
 from vet_extensions.data import StudySample
 from vet_extensions.data.paired_augmentation import CropSettings, PairedViewAugmentation, RadiographCrop, paired_views
 from vet_extensions.errors import UserError
-from vet_extensions.routing import VetDino
+from vet_extensions.routing import CrossOnly, Symmetric, VetDino
 from vet_extensions.schema import View
 
 
@@ -67,6 +67,39 @@ def test_teacher_view_by_name_puts_that_view_first():
     out = augmentation(teacher_view="VD")(study(50, 200))
     assert grey_of(out["global_crops_teacher"]) == [200, 200]
     assert out["teacher_groups"] == [1, 1]
+
+
+@pytest.mark.parametrize("views", [(View.LATERAL_LEFT, View.DV), (View.DV, View.LATERAL_RIGHT)])
+def test_teacher_view_by_family_puts_its_image_first(views):
+    frontal = 50 if views[0] == View.DV else 200
+    assert (
+        grey_of(augmentation(teacher_view="frontal")(study(50, 200, views=views))["global_crops_teacher"])[0] == frontal
+    )
+
+
+@pytest.mark.parametrize("views", [(View.VD, View.DV), (View.LATERAL_LEFT, View.LATERAL_RIGHT)])
+def test_a_pair_within_or_without_the_family_keeps_the_order_it_was_drawn_in(views):
+    assert grey_of(augmentation(teacher_view="frontal")(study(50, 200, views=views))["global_crops_teacher"]) == [
+        50,
+        50,
+    ]
+
+
+def test_under_symmetric_both_views_teach_with_the_students_own_crops():
+    out = PairedViewAugmentation(RadiographCrop(settings()), Symmetric({}, 4).layout, seed=0, teacher_view="first")(
+        study(50, 200)
+    )
+    assert grey_of(out["global_crops_teacher"]) == [50, 200]
+    assert all(teacher is student for teacher, student in zip(out["global_crops_teacher"], out["global_crops"]))
+    assert out["teacher_groups"] == [0, 1]
+
+
+def test_under_cross_only_the_student_sees_the_image_that_the_teacher_does_not():
+    out = PairedViewAugmentation(RadiographCrop(settings()), CrossOnly({}, 4).layout, seed=0, teacher_view="VD")(
+        study(50, 200)
+    )
+    assert grey_of(out["global_crops_teacher"]) == [200, 200]
+    assert set(grey_of(out["global_crops"] + out["local_crops"])) == {50}
 
 
 def test_random_teacher_view_takes_either_image():
