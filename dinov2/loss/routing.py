@@ -158,7 +158,7 @@ class SameImage:
 
 
 def routing_table(router: LossRouter) -> str:
-    """A table of the cell weights of a full sample: one row a student crop, one column a teacher crop."""
+    """A table of the cell weights of a full sample: one row a student crop, one column a teacher crop; then what it costs."""
     layout = router.layout
     routing = router(CropSlots.of_layout(layout, 1))
     images = "ABCDEFGH"
@@ -169,6 +169,10 @@ def routing_table(router: LossRouter) -> str:
     lines = [" " * 30 + "".join(f"{c:>20}" for c in columns)]
     for name, row in zip(names, weights):
         lines.append(f"{name:<30}" + "".join(f"{w:>20.4f}" if w else f"{'-':>20}" for w in row))
+    lines.append(
+        f"crops a sample: student {len(layout.student_globals)} global + {len(layout.student_locals)} local, "
+        f"teacher {len(layout.teacher_globals)} global, of which {layout.n_shared} shared with the student (iBOT)"
+    )
     return "\n".join(lines)
 
 
