@@ -1,35 +1,43 @@
-"""Sending a command line to SLURM, or to processes on this machine, through submitit; called by `dinov2/run/{train,eval}/*.py`.
+"""Sending tasks to SLURM, or to processes on this machine, through submitit; called by the launchers and by other commands.
 
-The options are the official ones, and a few that clusters outside Meta need. The job itself is a `SubmittedTask`.
+A task is a `SubmittedTask`; the options are those of `dinov2.run.options`, with the cluster's own in a site file.
 """
 
 import argparse
 import logging
 import os
-import re
 import shlex
-import shutil
 import sys
 import sysconfig
+import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dinov2.utils.cluster import CPUS_PER_TASK, get_slurm_executor_parameters, get_slurm_partition
+from dinov2.distributed.launch import site_variables, visible_devices
+from dinov2.run.options import add_submission_options, number_of_processes, prefer_options, resolved_options
+from dinov2.run.task import SubmittedTask
+from dinov2.utils.cluster import get_slurm_executor_parameters
 from dinov2.utils.errors import UserError
+
+__all__ = [
+    "add_submission_options",
+    "describe_submission",
+    "get_args_parser",
+    "get_shared_folder",
+    "number_of_processes",
+    "prefer_options",
+    "submit_jobs",
+    "submit_tasks",
+]
 
 logger = logging.getLogger("dinov2")
 
-CLUSTERS = ("auto", "slurm", "local", "debug")
 MAX_REQUEUES = 30
 """How often a SLURM job that reaches its time limit is put back into the queue (official value)."""
-SIGNAL_DELAY_S = 120
-"""How long before the time limit SLURM tells a job of it (official value)."""
-
-
-class JobError(RuntimeError):
-    """A job on this machine failed for another reason than a user's mistake."""
+GPU_KEYS = {"gres", "gpus", "gpus_per_task", "gpus_per_socket"}
+"""Options of sbatch that say in another way how many GPUs a job gets, and of which kind."""
+POLL_S = 0.2
 
 
 def get_args_parser(
@@ -37,33 +45,9 @@ def get_args_parser(
     parents: Sequence[argparse.ArgumentParser] | None = None,
     add_help: bool = True,
 ) -> argparse.ArgumentParser:
-    """The options of a submission: the official ones, and `--cluster` to `--mem`."""
+    """A parser with the options of a submission."""
     parser = argparse.ArgumentParser(description=description, parents=list(parents or ()), add_help=add_help)
-    group = parser.add_argument_group("submission")
-    add = group.add_argument
-    add("--ngpus", "--gpus", "--gpus-per-node", type=int, default=8, help="GPUs a node; one process each (default 8)")
-    add("--nodes", "--nnodes", type=int, default=1, help="machines (default 1)")
-    add(
-        "--timeout",
-        type=int,
-        default=2800,
-        help="minutes after which the job is put back into the queue (default 2800)",
-    )
-    add("--partition", type=str, default=get_slurm_partition(), help="SLURM partition (default: SLURM's)")
-    add("--use-volta32", action="store_true", help="only V100 GPUs with 32 GB, by the constraint 'volta32gb'")
-    add("--comment", type=str, default="", help="comment for SLURM, which some clusters ask for")
-    add("--exclude", type=str, default="", help="machines that the job must not run on, comma-separated")
-    add(
-        "--cluster",
-        choices=CLUSTERS,
-        default="auto",
-        help="slurm: submit and return; local: processes on this machine, waited for; debug: one process, this one, with a "
-        "debugger on errors; auto: slurm where sbatch is found (default)",
-    )
-    add("--cpus-per-task", type=int, default=CPUS_PER_TASK, help=f"CPU cores a process (default {CPUS_PER_TASK})")
-    add("--account", type=str, default=None, help="SLURM account")
-    add("--qos", type=str, default=None, help="SLURM quality of service")
-    add("--mem", type=str, default=None, help="memory a machine, such as 120G; 0 for all of it (default: SLURM's)")
+    add_submission_options(parser)
     return parser
 
 
@@ -73,112 +57,184 @@ def get_shared_folder() -> Path:
 
 
 def submit_jobs(task_class: type, args: argparse.Namespace, name: str) -> Any:
-    """Submit `task_class(args)` under a job name; returns submitit's job.
+    """Submit `task_class(args)` under a job name and return submitit's job, without waiting for it.
 
     `args.cluster` becomes the one chosen, `args.output_dir` absolute; `%j` in the latter stands for the job's number. The logs
     of the job's processes lie in that folder too.
     Raises `UserError` where the cluster asked for is not there, or refuses.
     """
-    import submitit
-    import submitit.helpers
-    from submitit.core.utils import FailedJobError
-
-    args.cluster = _choose_cluster(args)
-    args.output_dir = os.path.abspath(args.output_dir or get_shared_folder() / "%j")  # noqa: PTH100 - links stay as given
-    python = _python_command()
-    executor = submitit.AutoExecutor(
-        folder=args.output_dir,
-        cluster=args.cluster,
-        slurm_max_num_timeout=MAX_REQUEUES,
-        slurm_python=python,
-        local_python=python,
-    )
-    executor.update_parameters(
-        name=name, timeout_min=args.timeout, slurm_signal_delay_s=SIGNAL_DELAY_S, **_resources(args)
-    )
-    try:
-        # A job that is submitted from within a job or under torchrun would take that one's ranks for its own.
-        with submitit.helpers.clean_env():
-            job = executor.submit(task_class(args))
-    except FailedJobError as error:
-        raise UserError(f"SLURM refused the job. {str(error).strip()}") from error
+    options = resolved_options(args)
+    args.cluster = options.cluster
+    args.output_dir = absolute_output_dir(args)
+    executor = _executor(options, Path(args.output_dir), name=name)
+    (job,) = _submit(executor, [task_class(args)])
     logger.info("job %s submitted to %s: %s", job.job_id, args.cluster, name)
     logger.info("output folder: %s", args.output_dir.replace("%j", job.job_id))
     logger.info("log of the first process: %s", job.paths.stdout)
     return job
 
 
-def launch(task_class: type, *, name: str, parser: argparse.ArgumentParser, arguments: list[str] | None = None) -> int:
-    """A launcher's whole command line; the exit status: 0 done or submitted, 1 failed, 2 a user's mistake, 130 interrupted."""
-    from dinov2.eval.setup import run_command_line
-    from dinov2.logging import setup_logging
+def submit_tasks(
+    tasks: Sequence[SubmittedTask],
+    args: argparse.Namespace,
+    *,
+    name: str,
+    folder: Path,
+    parallelism: int | None = None,
+    after: str | None = None,
+) -> list[Any]:
+    """Submit tasks under a job name, one job for each; returns submitit's jobs, in the tasks' order.
 
-    setup_logging(level=logging.INFO)
-    try:
-        return run_command_line(partial(_submit_and_see, task_class, name), parser, arguments)
-    except JobError as error:
-        parser.exit(1, f"error: {error}\n")
-
-
-def _submit_and_see(task_class: type, name: str, args: argparse.Namespace) -> None:
-    from dinov2.utils.config import get_cfg_from_args
-
-    if args.config_file:
-        args.config_file = os.path.abspath(args.config_file)  # noqa: PTH100 - links stay as given
-    get_cfg_from_args(args)  # a misspelt key is told now, not after hours in a queue
-    job = submit_jobs(task_class, args, name)
-    if args.cluster == "slurm":
-        logger.info("watch it: squeue --job %s    stop it: scancel %s", job.job_id, job.job_id)
-    elif args.cluster == "debug":
-        job.results()
-    else:
-        logger.info("waiting for it; its progress is in that log")
-        try:
-            _raise_failure(job)
-        finally:
-            _remove_unnumbered(Path(args.output_dir))
-        logger.info("job %s is done", job.job_id)
+    On SLURM one task is a plain job, several are one array. On this machine the jobs are waited for, and whether each one
+    succeeded is for the caller to ask (`job.exception()`).
+    folder: where submitit keeps scripts, pickles and logs; every machine of the jobs must see it.
+    parallelism: how many may run at a time; without it SLURM decides, and this machine runs one after the other.
+    after: number of a job, or of a whole array (the part before the `_`), that must have ended before, well or not.
+    Raises `UserError` where the cluster asked for is not there, or refuses.
+    """
+    options = resolved_options(args)
+    executor = _executor(options, folder, name=name, parallelism=parallelism, after=after)
+    if options.cluster == "slurm":
+        return _submit(executor, tasks)
+    return _run_here(executor, tasks, parallelism or 1)
 
 
-def _remove_unnumbered(output_dir: Path) -> None:
-    """submitit's local controller makes the folder with a literal `%j` in its name, too."""
-    if "%j" in output_dir.name and output_dir.is_dir() and not any(output_dir.iterdir()):
-        output_dir.rmdir()
+def describe_submission(
+    tasks: Sequence[SubmittedTask],
+    args: argparse.Namespace,
+    *,
+    name: str,
+    folder: Path,
+    parallelism: int | None = None,
+    after: str | None = None,
+) -> str:
+    """What `submit_tasks` with the same arguments would submit: the sbatch script, or the processes on this machine.
 
-
-def _choose_cluster(args: argparse.Namespace) -> str:
-    has_slurm = all(map(shutil.which, ("sbatch", "srun")))
-    if args.cluster in ("auto", "slurm") and not has_slurm:
-        raise UserError(
-            "This machine has no SLURM (sbatch and srun are not found). Submit from one that has, or run here: with "
-            "--cluster local --ngpus N, or with torchrun --nproc-per-node N -m dinov2.train.train (or dinov2.eval.knn, ...) "
-            "and the same --config-file and --output-dir."
+    Needs no SLURM, and writes nothing.
+    """
+    options = resolved_options(args)
+    if options.cluster != "slurm":
+        return (
+            f"On this machine: {len(tasks)} job(s), {parallelism or 1} at a time, of {options.tasks_per_node} process(es) each, "
+            f"in {folder}. The script for SLURM is shown by --cluster slurm --dry-run.\n"
         )
-    if args.cluster == "local" and args.nodes > 1:
-        raise UserError(f"--cluster local runs on this machine alone, got --nodes {args.nodes}. Give --nodes 1.")
-    return "slurm" if args.cluster == "auto" else args.cluster
+    executor = _executor(options, folder, name=name, parallelism=parallelism, after=after)
+    if len(tasks) > 1:
+        executor.parameters["map_count"] = len(tasks)
+    return executor._make_submission_file_text(executor._submitit_command_str, uid="")
 
 
-def _resources(args: argparse.Namespace) -> dict[str, Any]:
-    """The submission's options by submitit's names; those that were not given are left out."""
-    for option, value, least in (("nodes", args.nodes, 1), ("ngpus", args.ngpus, 0), ("timeout", args.timeout, 1)):
-        if value < least:
-            raise UserError(f"--{option} is {value}; a whole number from {least} up is expected.")
-    return get_slurm_executor_parameters(
-        nodes=args.nodes,
-        num_gpus_per_node=args.ngpus,
-        cpus_per_task=args.cpus_per_task,
-        slurm_partition=args.partition,
-        slurm_constraint="volta32gb" if args.use_volta32 else None,
-        slurm_comment=args.comment or None,
-        slurm_exclude=args.exclude or None,
-        slurm_account=args.account,
-        slurm_qos=args.qos,
-        slurm_mem=args.mem,
+def absolute_output_dir(args: argparse.Namespace) -> str:
+    """`args.output_dir`, or the shared folder and the job's number, as an absolute path in which links stay as given."""
+    return os.path.abspath(args.output_dir or get_shared_folder() / "%j")  # noqa: PTH100
+
+
+def _executor(
+    options: argparse.Namespace, folder: Path, *, name: str, parallelism: int | None = None, after: str | None = None
+) -> Any:
+    """The executor of submitit for settled options."""
+    from submitit.local.debug import DebugExecutor
+    from submitit.local.local import LocalExecutor
+
+    if options.cluster == "debug":
+        return DebugExecutor(folder)
+    if options.cluster == "local":
+        executor = LocalExecutor(folder, max_num_timeout=MAX_REQUEUES, python=_local_python(options.setup))
+        executor.update_parameters(
+            timeout_min=options.timeout,
+            tasks_per_node=options.tasks_per_node,
+            gpus_per_node=options.ngpus,
+            signal_delay_s=options.signal_delay,
+        )
+        return executor
+    executor = _slurm_executor()(folder, max_num_timeout=MAX_REQUEUES, python=shlex.join(_python()))
+    executor.update_parameters(job_name=name, **_slurm_parameters(options, parallelism=parallelism, after=after))
+    return executor
+
+
+def _slurm_executor() -> type:
+    from submitit.slurm.slurm import SlurmExecutor
+
+    class Executor(SlurmExecutor):
+        """submitit's, which also shows a script where there is no SLURM: whether there is one, the options have settled."""
+
+        @classmethod
+        def affinity(cls) -> int:
+            return 2
+
+    return Executor
+
+
+def _slurm_parameters(options: argparse.Namespace, *, parallelism: int | None, after: str | None) -> dict[str, Any]:
+    """Settled options by the names of sbatch, as submitit's SLURM executor takes them; what was not given is left out."""
+    official = get_slurm_executor_parameters(
+        nodes=options.nodes,
+        num_gpus_per_node=options.ngpus,
+        cpus_per_task=options.cpus_per_task,
+        slurm_partition=options.partition,
+        slurm_constraint=options.constraint,
+        slurm_comment=options.comment or None,
+        slurm_exclude=options.exclude or None,
+        slurm_account=options.account,
+        slurm_qos=options.qos,
     )
+    parameters = {key.removeprefix("slurm_"): value for key, value in official.items() if key != "tasks_per_node"}
+    # A site whose default is not to requeue would end a training at its first preemption.
+    extra = {"requeue": True, **({"mem": options.mem} if options.mem else {})}
+    for key, value in options.slurm.items():
+        extra[key.strip("-").replace("-", "_")] = value
+    if GPU_KEYS & extra.keys():
+        parameters.pop("gpus_per_node", None)
+    if "no_requeue" in extra:
+        extra.pop("requeue")
+    parameters |= {
+        "ntasks_per_node": options.tasks_per_node,
+        "time": options.timeout,
+        "signal_delay_s": options.signal_delay,
+        "setup": options.setup or None,
+        "array_parallelism": parallelism,
+        "dependency": f"afterany:{after}" if after else None,
+        # From SLURM 22.05 on srun does not take the number of cores over from the job: a process would have one.
+        "srun_args": [f"--cpus-per-task={options.cpus_per_task}"],
+        "additional_parameters": {key: value for key, value in extra.items() if value is not False},
+    }
+    # The work characterisation key of submitit's own is refused where a cluster keeps a list of them.
+    return {**{key: value for key, value in parameters.items() if value is not None}, "wckey": None}
 
 
-def _python_command() -> str:
+def _submit(executor: Any, tasks: Sequence[SubmittedTask]) -> list[Any]:
+    import submitit.helpers
+    from submitit.core.utils import FailedJobError, environment_variables
+
+    kept = site_variables()
+    try:
+        # A job that is submitted from within a job or under torchrun would take that one's ranks for its own.
+        with submitit.helpers.clean_env(), environment_variables(**kept):
+            with executor.batch():
+                jobs = [executor.submit(task) for task in tasks]
+            return jobs
+    except FailedJobError as error:
+        raise UserError(f"SLURM refused the job. {str(error).strip()}") from error
+
+
+def _run_here(executor: Any, tasks: Sequence[SubmittedTask], parallelism: int) -> list[Any]:
+    """Run tasks on this machine, some at a time; when interrupted, end those that run."""
+    jobs: list[Any] = []
+    try:
+        for task in tasks:
+            while sum(not job.done() for job in jobs) >= parallelism:
+                time.sleep(POLL_S)
+            jobs += _submit(executor, [task])
+        for job in jobs:
+            job.wait()
+    finally:
+        for job in jobs:
+            if not job.done():
+                job.cancel()
+    return jobs
+
+
+def _python() -> list[str]:
     """This interpreter, with the folders that only this process was told of: a checkout, `PYTHONPATH`, users' plugins."""
     standard = Path(sysconfig.get_path("stdlib")).resolve()
     folders = dict.fromkeys(Path(entry).resolve() for entry in sys.path)  # "" is the current folder
@@ -190,25 +246,17 @@ def _python_command() -> str:
         and folder.name not in ("site-packages", "dist-packages")
     ]
     path = [f"PYTHONPATH={os.pathsep.join(told)}"] if told else []
-    return shlex.join(["env", *path, sys.executable])
+    return ["env", *path, sys.executable]
 
 
-def _raise_failure(job: Any) -> None:
-    """Wait for a job's processes on this machine; raise what became of those that failed, and say where the log is.
+def _local_python(setup: Sequence[str]) -> str:
+    """The same for processes on this machine, after the set-up lines, and with the GPUs that the user chose, if any.
 
-    A user's mistake comes first: the other processes then only tell that one of them is gone.
+    submitit has a place for set-up lines too. It finds the job's number there only where `sh` starts the last of several
+    commands as its child, which bash does not do.
     """
-    problems = {
-        number: problem for number in range(job.num_tasks) if (problem := job.task(number).exception()) is not None
-    }
-    for number, problem in problems.items():
-        # The last entry of its traceback: our error type, and the message up to submitit's closing line.
-        found = re.search(r"^dinov2\.[\w.]+Error: (.+?)\n*^-{10,}$", str(problem), flags=re.MULTILINE | re.DOTALL)
-        if found is not None:
-            raise UserError(f"{found.group(1).strip()}\n{_where(job, number)}")
-    for number, problem in problems.items():
-        raise JobError(f"{_where(job, number)}\n{problem}")
-
-
-def _where(job: Any, number: int) -> str:
-    return f"This happened in process {number} of job {job.job_id}; its log: {job.task(number).paths.stderr}"
+    devices = visible_devices()
+    command = _python() if devices is None else ["env", f"CUDA_VISIBLE_DEVICES={devices}", *_python()]
+    if setup:
+        command = ["bash", "-c", "\n".join(["set -e", *setup, 'exec "$@"']), "bash", *command]
+    return shlex.join(command)

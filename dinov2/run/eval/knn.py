@@ -1,44 +1,28 @@
 """k-NN evaluation as a submitted job.
 
 `python dinov2/run/eval/knn.py --nodes 1 --ngpus 8 --partition NAME --config-file ... --output-dir ...`
-The options of `python -m dinov2.eval.knn`, and those of `dinov2.run.submit`.
+The options of `python -m dinov2.eval.knn`, and those of `dinov2.run.options`.
 """
 
-import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # started by its path: this file's folder gives way to the checkout that it lies in
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-from dinov2.run.submit import get_args_parser as get_submit_args_parser
-from dinov2.run.submit import launch
-from dinov2.run.task import SubmittedTask
+from dinov2.run.launcher import EntryPointTask
 
 
-class Evaluator(SubmittedTask):
+class Evaluator(EntryPointTask):
     """k-NN evaluation in a job."""
 
-    def _main(self, args: argparse.Namespace) -> Any:
-        from dinov2.eval.knn import main
-
-        return main(args)
-
-
-def get_args_parser(add_help: bool = True) -> argparse.ArgumentParser:
-    """The options of `dinov2.eval.knn` and of a submission."""
-    from dinov2.eval.knn import get_args_parser as get_own_args_parser
-
-    return get_submit_args_parser(
-        "Submitit launcher for DINOv2 k-NN evaluation", parents=[get_own_args_parser(add_help=False)], add_help=add_help
-    )
+    module = "dinov2.eval.knn"
+    title = "DINOv2 k-NN evaluation"
+    job_name = "dinov2:knn"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Submit; returns the exit status."""
-    return launch(Evaluator, name="dinov2:knn", parser=get_args_parser(), arguments=arguments)
-
+get_args_parser = Evaluator.get_args_parser
+main = Evaluator.launch
 
 if __name__ == "__main__":
     # Through the package, so that the job finds its class by a name that holds there too.

@@ -1,44 +1,28 @@
 """Training as a submitted job.
 
 `python dinov2/run/train/train.py --nodes 1 --ngpus 8 --partition NAME --config-file ... --output-dir ...`
-The options of `python -m dinov2.train.train`, and those of `dinov2.run.submit`.
+The options of `python -m dinov2.train.train`, and those of `dinov2.run.options`.
 """
 
-import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # started by its path: this file's folder gives way to the checkout that it lies in
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
-from dinov2.run.submit import get_args_parser as get_submit_args_parser
-from dinov2.run.submit import launch
-from dinov2.run.task import SubmittedTask
+from dinov2.run.launcher import EntryPointTask
 
 
-class Trainer(SubmittedTask):
+class Trainer(EntryPointTask):
     """Training, resumed from its newest checkpoint whenever the job is put back into the queue."""
 
-    def _main(self, args: argparse.Namespace) -> Any:
-        from dinov2.train.train import main
-
-        return main(args)
-
-
-def get_args_parser(add_help: bool = True) -> argparse.ArgumentParser:
-    """The options of `dinov2.train.train` and of a submission."""
-    from dinov2.train.train import get_args_parser as get_own_args_parser
-
-    return get_submit_args_parser(
-        "Submitit launcher for DINOv2 training", parents=[get_own_args_parser(add_help=False)], add_help=add_help
-    )
+    module = "dinov2.train.train"
+    title = "DINOv2 training"
+    job_name = "dinov2:train"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Submit; returns the exit status."""
-    return launch(Trainer, name="dinov2:train", parser=get_args_parser(), arguments=arguments)
-
+get_args_parser = Trainer.get_args_parser
+main = Trainer.launch
 
 if __name__ == "__main__":
     # Through the package, so that the job finds its class by a name that holds there too.
