@@ -79,7 +79,7 @@ def _submit_and_see(task_class: type[EntryPointTask], args: argparse.Namespace) 
     else:
         logger.info("waiting for it; its progress is in that log")
         try:
-            _raise_failure(job)
+            raise_failure(job)
         finally:
             _remove_unnumbered(Path(args.output_dir))
         logger.info("job %s is done", job.job_id)
@@ -91,7 +91,7 @@ def _remove_unnumbered(output_dir: Path) -> None:
         output_dir.rmdir()
 
 
-def _raise_failure(job: Any) -> None:
+def raise_failure(job: Any) -> None:
     """Wait for a job's processes on this machine; raise what became of those that failed, and say where the log is.
 
     A user's mistake comes first: the other processes then only tell that one of them is gone.
