@@ -1,6 +1,6 @@
 """A real SLURM of several nodes on this one machine, for the tests beside it: slurmctld, munge and a slurmd a node, as root.
 
-    python tests/slurm/slurm_cluster.py run -- COMMAND ...     COMMAND with the cluster up; `run -- bash` is a shell to look around
+    python tests/slurm/slurm_cluster.py run -- COMMAND ...      with the cluster up for COMMAND; `bash` is one to look around with
 
 Each node is a set of Linux namespaces: it has a host name and process numbers of its own, and goes down like a machine that
 loses its power, with everything on it, when the kernel is told to end its first process. All nodes live in one more namespace,
@@ -162,7 +162,12 @@ def serve(root: Path) -> None:
     os.environ["SLURM_CONF"] = str(root / "etc" / "slurm.conf")
     socket.sethostname("head")
     subprocess.run(["mount", "--bind", str(root / "etc" / "hosts"), "/etc/hosts"], check=True)
-    munge = {"socket": "run/munge.sock", "key-file": "munge/key", "pid-file": "run/munged.pid", "seed-file": "munge/seed"}
+    munge = {
+        "socket": "run/munge.sock",
+        "key-file": "munge/key",
+        "pid-file": "run/munged.pid",
+        "seed-file": "munge/seed",
+    }
     options = [f"--{name}={root / path}" for name, path in munge.items()]
     parts = [subprocess.Popen(["munged", "--foreground", "--force", *options], stdout=sys.stderr)]
     _wait_until((root / "run" / "munge.sock").is_socket)
@@ -232,7 +237,7 @@ def _write_settings(root: Path, ports: Sequence[int]) -> None:
     (root / "munge" / "key").chmod(0o400)
     os.mkfifo(root / "orders")
     nodes = "\n".join(
-        f"NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS} RealMemory=16000 Gres=gpu:2 State=UNKNOWN"
+        f"NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS} RealMemory=16000 Gres=gpu:2"
         for name, port in zip(_names(), ports[1:], strict=True)
     )
     settings = SLURM_CONF.format(root=root, controller_port=ports[0], nodes=nodes)
