@@ -6,14 +6,15 @@ the user ends in one sentence and exit code 2, an interruption in 130; a fault o
 
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Never
+from typing import TYPE_CHECKING, Annotated, Any, Never, cast
 
 import typer
 from typer.core import TyperGroup
 
 import vet_extensions
-from vet_extensions.commands import archives, verbs
+from vet_extensions.commands import archives, cluster, verbs
 from vet_extensions.commands.sentences import raw_views_in_words
 from vet_extensions.errors import UserError
 from vet_extensions.progress import Progress
@@ -252,6 +253,29 @@ def demo(
 def version() -> None:
     """Print the version."""
     print(vet_extensions.__version__)
+
+
+def run_verb(words: Sequence[str]) -> None:
+    """Run a verb in this process, as a submitted job does: a mistake of the user is raised, for the job to fail with it.
+
+    words: the verb and its arguments. Errors: UserError with the sentence that the command line would print; RuntimeError where
+    the verb ends with an exit code of its own.
+    """
+    program = typer.main.get_command(app)
+    try:
+        with program.make_context("vetdino", list(words)) as context:
+            TyperGroup.invoke(cast(TyperGroup, program), context)
+    except typer.Exit as stop:
+        if stop.exit_code:
+            raise RuntimeError(f"vetdino {words[0]} ended with exit code {stop.exit_code}.") from None
+    except Exception as error:
+        sentence = _sentence_for(error)
+        if sentence is None:
+            raise
+        raise UserError(sentence) from None
+
+
+cluster.register(app, run_verb=run_verb, say=print)
 
 
 def main() -> None:

@@ -103,7 +103,7 @@ WITHOUT_TORCH = (
     "vet_extensions.manifest",
     "vet_extensions.shards",
 )
-LIGHT = {*VET_BOTTOM, "vet_extensions", "vet_extensions.progress", "vet_extensions.commands", "typer"}
+LIGHT = {*VET_BOTTOM, "vet_extensions", "vet_extensions.progress", "vet_extensions.commands", "dinov2.run", "typer"}
 
 
 @dataclass(frozen=True)
