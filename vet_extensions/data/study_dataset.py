@@ -1,7 +1,7 @@
 """`VetStudies`: a training data set whose samples are studies, read from an intake folder."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vet_extensions.data.pairing import check_policy, draw_pair, draw_pairs, pair_kinds
+from vet_extensions.data.pairing import draw_pair, draw_pairs, image_groups, pair_kinds, parse_policy
+from vet_extensions.data.subsets import checked_count, checked_share, images_per_study, share_of_patients
 from vet_extensions.errors import UserError
 from vet_extensions.manifest import Manifest
 from vet_extensions.manifest.filter import where_true
@@ -40,8 +41,10 @@ class MultiViewStudyDataset(torch.utils.data.Dataset):
     """Studies of an intake folder; an item is (transform(StudySample), target_transform(study number)).
 
     Dataset string: `VetStudies:root=OUT`, with the optional keys
-    split: train (default), val, test or all; pairing: any (default), different_view or different_family; seed: of the pair
-    drawing (0); where: only the images for which an expression holds (`manifest.filter`), for example where=species == 'canine'.
+    split: train (default), val, test or all; pairing: any (default) or another policy of `pairing.parse_policy`, such as
+    different_view or CC+MLO,same_laterality; seed: of the pair drawing (0); where: only the images for which an expression
+    holds (`manifest.filter`), for example where=species == 'canine'; patients: a share of the patients that are left (0.1);
+    views_per_study: at most so many images of each study. For the last two see `subsets`.
     Pickles without its columns, which all processes of a machine map from one file.
     """
 
@@ -53,13 +56,19 @@ class MultiViewStudyDataset(torch.utils.data.Dataset):
         pairing: str = "any",
         seed: str | int = 0,
         where: str | None = None,
+        patients: str | float | None = None,
+        views_per_study: str | int | None = None,
         transform: Callable[[StudySample], Any] | None = None,
         target_transform: Callable[[int], Any] | None = None,
     ) -> None:
-        check_policy(pairing)
+        self._same = parse_policy(pairing).same
         if split != "all" and split not in list(Split):
             raise UserError(f"Unknown split '{split}' for VetStudies. Allowed: {', '.join(Split)}, all.")
         self.root, self.split, self.where = Path(root), split, where
+        self.patients = None if patients is None else checked_share(patients, key="patients")
+        self.views_per_study = (
+            None if views_per_study is None else checked_count(views_per_study, key="views_per_study")
+        )
         self.pairing, self.seed = pairing, int(seed)
         self.transform, self.target_transform = transform, target_transform
         self._reader = ShardReader(self.root)
@@ -67,29 +76,44 @@ class MultiViewStudyDataset(torch.utils.data.Dataset):
         if len(self) == 0:
             chosen = f"The split '{split}' of {root}" + ("" if where is None else f" where {where}")
             raise UserError(f"{chosen} holds no study. See the counts with: vetdino check {root}")
-        kinds = pair_kinds(self._compositions(), pairing).most_common()
-        shown = ", ".join(f"{kind}: {n}" for kind, n in kinds)
-        logger.info("VetStudies split %s: %d studies; pairs offered under '%s': %s", split, len(self), pairing, shown)
+        kinds = pair_kinds(
+            self._view_codes, offsets=self._offsets, views=self._view_names, policy=pairing, groups=self._groups
+        )
+        logger.info(
+            "VetStudies split %s: %d studies, %d images; pairs offered under '%s': %s",
+            split,
+            len(self),
+            len(self._rows),
+            pairing,
+            ", ".join(f"{kind}: {n}" for kind, n in kinds.most_common()),
+        )
 
     def _load_studies(self, manifest: Manifest) -> None:
-        """The three columns that training needs, shared with all processes of the machine: row, study and view of each image."""
+        """The columns that training needs, shared with all processes of the machine: row, study, view and group of each image."""
         self._content_hash = manifest.content_hash
+        further = {"patients": self.patients, "views_per_study": self.views_per_study, "same": self._same or None}
+        given = [f"{name}={value}" for name, value in further.items() if value is not None]
         arrays = mapped_arrays(
             self.root,
             "studies",
-            key=cache_key(manifest.content_hash, self.split, self.where or ""),
+            key=cache_key(manifest.content_hash, self.split, self.where or "", *given),
             make=lambda: self._study_arrays(manifest),
         )
         # As plain arrays over the mapped pages: indexing `np.memmap` itself costs several times as much.
         self._rows, self._offsets, self._view_codes = (
             arrays[name].view(np.ndarray) for name in ("rows", "offsets", "view_codes")
         )
+        self._groups = arrays["groups"].view(np.ndarray) if "groups" in arrays else None
         self._view_names = [view for view, is_used in zip(View, arrays["used_views"]) if is_used]
 
     def _study_arrays(self, manifest: Manifest) -> dict[str, np.ndarray]:
         chosen = manifest if self.split == "all" else manifest.select(split=self.split)
         if self.where is not None:
             chosen = where_true(chosen, self.where)
+        if self.patients is not None:
+            chosen = share_of_patients(chosen, self.patients)
+        if self.views_per_study is not None:
+            chosen = images_per_study(chosen, self.views_per_study)
         names, codes = chosen.codes("view")
         # The codes count the views that occur in the order of the vocabulary, one byte an image.
         used = [view for view in View if view in names]
@@ -99,11 +123,12 @@ class MultiViewStudyDataset(torch.utils.data.Dataset):
             "offsets": chosen.study_offsets,
             "view_codes": place[codes],
             "used_views": np.array([view in used for view in View], dtype=np.uint8),
+            **({"groups": image_groups(chosen, self._same)} if self._same else {}),
         }
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the columns: they are mapped again in the other process."""
-        left_out = ("_rows", "_offsets", "_view_codes", "_view_names")
+        left_out = ("_rows", "_offsets", "_view_codes", "_groups", "_view_names")
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -112,17 +137,6 @@ class MultiViewStudyDataset(torch.utils.data.Dataset):
         if manifest.content_hash != self._content_hash:
             raise UserError(f"The manifest of '{self.root}' was replaced while it was in use. Start again.")
         self._load_studies(manifest)
-
-    def _compositions(self) -> Iterator[tuple[list[View], int]]:
-        """Every combination of views that a study has, and how many studies have it."""
-        n_views = len(self._view_names)
-        studies = np.repeat(np.arange(len(self)), np.diff(self._offsets))
-        counts = np.bincount(studies * n_views + self._view_codes, minlength=len(self) * n_views)
-        n_of_view = counts.astype(np.uint16).reshape(len(self), n_views)
-        # As one value of bytes a study: sorting these is many times faster than sorting rows.
-        rows, n_of_row = np.unique(n_of_view.view(np.dtype((np.void, 2 * n_views))).ravel(), return_counts=True)
-        for row, n_studies in zip(rows.view(np.uint16).reshape(-1, n_views), n_of_row):
-            yield [view for view, n in zip(self._view_names, row) for _ in range(n)], int(n_studies)
 
     def _views_of(self, study: int) -> list[View]:
         return [self._view_names[code] for code in self._view_codes[self._offsets[study] : self._offsets[study + 1]]]
@@ -181,12 +195,15 @@ class MultiViewStudyDataset(torch.utils.data.Dataset):
             views=self._view_names,
             policy=self.pairing,
             seed=self.seed,
+            groups=self._groups,
         )
 
     def read(self, study: int, *, position: int = -1) -> StudySample:
         """The images of a study that the pairing draws for a position of the run."""
         begin = self._offsets[study]
-        images = [begin + i for i in draw_pair(self._views_of(study), self.pairing, sample_rng(self.seed, position))]
+        groups = None if self._groups is None else self._groups[begin : self._offsets[study + 1]].tolist()
+        pair = draw_pair(self._views_of(study), self.pairing, sample_rng(self.seed, position), groups=groups)
+        images = [begin + i for i in pair]
         return self._sample(self._rows[images].tolist(), self._view_codes[images].tolist(), position)
 
     def _sample(self, rows: Iterable[int], view_codes: Iterable[int], position: int) -> StudySample:

@@ -35,16 +35,18 @@ def vet_studies(
     pairing: str | None = None,
     seed: str | int | None = None,
     where: str | None = None,
+    patients: str | float | None = None,
+    views_per_study: str | int | None = None,
     transform: Callable[[Any], Any] | None = None,
     target_transform: Callable[[Any], Any] | None = None,
 ) -> "MultiViewStudyDataset | StudyImages":
-    """`StudyImages` where a `target` is given, else `MultiViewStudyDataset`, whose keys are pairing and seed.
+    """`StudyImages` where a `target` is given, else `MultiViewStudyDataset`.
 
-    where: only the images for which an expression holds (`manifest.filter`).
+    The latter alone has the keys pairing, seed, patients and views_per_study. where: only the images for which an
+    expression holds (`manifest.filter`).
     """
-    pair_keys: dict[str, Any] = {
-        key: value for key, value in (("pairing", pairing), ("seed", seed)) if value is not None
-    }
+    of_pairs = {"pairing": pairing, "seed": seed, "patients": patients, "views_per_study": views_per_study}
+    pair_keys: dict[str, Any] = {key: value for key, value in of_pairs.items() if value is not None}
     if target is None:
         return MultiViewStudyDataset(
             root=root, split=split, where=where, transform=transform, target_transform=target_transform, **pair_keys

@@ -62,6 +62,20 @@ def test_pairs_at_once_are_the_pairs_one_by_one(policy: str, start: int) -> None
         assert [first, second] == expected
 
 
+def test_pairs_within_groups_at_once_are_the_pairs_one_by_one() -> None:
+    codes, offsets = make_studies()
+    groups = np.random.default_rng(2).integers(0, 3, len(codes)).astype(np.uint8)
+    studies, positions = np.arange(300), np.arange(300)
+    found = draw_pairs(
+        codes, offsets=offsets, studies=studies, positions=positions, views=VIEWS, policy="any", seed=5, groups=groups
+    )
+    for study, images in enumerate(found.tolist()):
+        here = slice(offsets[study], offsets[study + 1])
+        views = [VIEWS[code] for code in codes[here]]
+        pair = draw_pair(views, "any", np.random.default_rng((5, study)), groups=groups[here].tolist())
+        assert images == [offsets[study] + i for i in pair] + [-1] * (2 - len(pair))
+
+
 def test_no_study_gives_no_pair() -> None:
     codes, offsets = make_studies()
     none = np.zeros(0, dtype=np.int64)
