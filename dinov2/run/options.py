@@ -160,7 +160,7 @@ def _site_defaults() -> dict[str, type]:
 
 def _sbatch_option(text: str) -> dict[str, Any]:
     key, is_pair, value = text.partition("=")
-    if not key.strip("-"):
+    if not key:
         raise argparse.ArgumentTypeError(
             f"'{text}' is not KEY=VALUE, such as gres=gpu:a100:4, or KEY, such as exclusive"
         )

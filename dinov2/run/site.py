@@ -31,19 +31,21 @@ def read_site_file(path: Path, *, known: Mapping[str, type]) -> dict[str, Any]:
     Raises `UserError` with all mistakes of the file at once.
     """
     try:
-        content = yaml.safe_load(path.read_text()) or {}
+        # Every value as it is written: YAML's own types make 7200 of the time 2:00:00.
+        content = yaml.load(path.read_text(), yaml.BaseLoader) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"The site file {path} cannot be read: {error}. slurm/README.md shows one.") from error
     if not isinstance(content, dict):
         raise UserError(f"The site file {path} holds a {type(content).__name__}; 'option: value' lines are expected.")
-    values = {str(key).replace("-", "_"): value for key, value in content.items() if value is not None}
+    values = {str(key).replace("-", "_"): value for key, value in content.items() if value != ""}
     problems = [problem for key, value in values.items() if (problem := _problem(key, value, known))]
     if problems:
         raise UserError(f"The site file {path} cannot be used.\n" + "\n".join(problems))
-    return {key: str(value) if known[key] is str else value for key, value in values.items()}
+    return {key: _typed(value, known[key]) for key, value in values.items()}
 
 
 def _problem(key: str, value: Any, known: Mapping[str, type]) -> str | None:
+    """What is wrong with an entry, if anything."""
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1)
         guess = f" Did you mean '{near[0]}'?" if near else ""
@@ -51,12 +53,18 @@ def _problem(key: str, value: Any, known: Mapping[str, type]) -> str | None:
             f"Unknown key '{key}'.{guess} Keys: {', '.join(sorted(known))}. Any other option of sbatch: under 'slurm'."
         )
     wanted = known[key]
-    allowed = (str, int) if wanted is str else (wanted,)
-    if isinstance(value, bool) or not isinstance(value, allowed):
-        example = {int: "8", str: "a word", list: '["module load cuda"]', dict: '{gres: "gpu:a100:8"}'}[wanted]
-        return f"'{key}' is {value!r}; a value like {example} is expected."
-    if wanted is list and not all(isinstance(line, str) for line in value):
-        return f"'{key}' is {value!r}; each of its lines must be a text. Put it in quotes."
-    if wanted is dict and not all(isinstance(v, (str, int, bool)) for v in value.values()):
-        return f"'{key}' is {value!r}; each of its values must be a word, a number, true or false."
-    return None
+    if wanted in (list, dict):
+        parts = value.values() if isinstance(value, dict) else value
+        is_right = isinstance(value, wanted) and all(isinstance(part, str) for part in parts)
+    else:
+        is_right = isinstance(value, str) and (wanted is str or value.lstrip("-").isdigit())
+    if is_right:
+        return None
+    example = {int: "8", str: "gpu", list: "[module load cuda, export A=1]", dict: '{gres: "gpu:a100:8"}'}[wanted]
+    return f"'{key}' is {value!r}; a value like {example} is expected."
+
+
+def _typed(value: Any, wanted: type) -> Any:
+    if wanted is dict:
+        return {key: {"true": True, "false": False}.get(part, part) for key, part in value.items()}
+    return int(value) if wanted is int else value

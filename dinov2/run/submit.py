@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dinov2.distributed.launch import site_variables, visible_devices
 from dinov2.run.options import add_submission_options, number_of_processes, prefer_options, resolved_options
 from dinov2.run.task import SubmittedTask
 from dinov2.utils.cluster import get_slurm_executor_parameters
@@ -86,7 +85,7 @@ def submit_tasks(
     """Submit tasks under a job name, one job for each; returns submitit's jobs, in the tasks' order.
 
     On SLURM one task is a plain job, several are one array. On this machine the jobs are waited for, and whether each one
-    succeeded is for the caller to ask (`job.exception()`).
+    succeeded is for the caller to ask (`job.exception()`); under `--cluster debug` the first error is raised.
     folder: where submitit keeps scripts, pickles and logs; every machine of the jobs must see it.
     parallelism: how many may run at a time; without it SLURM decides, and this machine runs one after the other.
     after: number of a job, or of a whole array (the part before the `_`), that must have ended before, well or not.
@@ -94,9 +93,13 @@ def submit_tasks(
     """
     options = resolved_options(args)
     executor = _executor(options, folder, name=name, parallelism=parallelism, after=after)
-    if options.cluster == "slurm":
-        return _submit(executor, tasks)
-    return _run_here(executor, tasks, parallelism or 1)
+    if options.cluster == "local":
+        return _run_here(executor, tasks, parallelism or 1)
+    jobs = _submit(executor, tasks)
+    if options.cluster == "debug":
+        for job in jobs:
+            job.results()
+    return jobs
 
 
 def describe_submission(
@@ -182,7 +185,7 @@ def _slurm_parameters(options: argparse.Namespace, *, parallelism: int | None, a
     # A site whose default is not to requeue would end a training at its first preemption.
     extra = {"requeue": True, **({"mem": options.mem} if options.mem else {})}
     for key, value in options.slurm.items():
-        extra[key.strip("-").replace("-", "_")] = value
+        extra[key.replace("-", "_")] = value
     if GPU_KEYS & extra.keys():
         parameters.pop("gpus_per_node", None)
     if "no_requeue" in extra:
@@ -205,6 +208,8 @@ def _slurm_parameters(options: argparse.Namespace, *, parallelism: int | None, a
 def _submit(executor: Any, tasks: Sequence[SubmittedTask]) -> list[Any]:
     import submitit.helpers
     from submitit.core.utils import FailedJobError, environment_variables
+
+    from dinov2.distributed.launch import site_variables
 
     kept = site_variables()
     try:
@@ -255,6 +260,8 @@ def _local_python(setup: Sequence[str]) -> str:
     submitit has a place for set-up lines too. It finds the job's number there only where `sh` starts the last of several
     commands as its child, which bash does not do.
     """
+    from dinov2.distributed.launch import visible_devices
+
     devices = visible_devices()
     command = _python() if devices is None else ["env", f"CUDA_VISIBLE_DEVICES={devices}", *_python()]
     if setup:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
-from dinov2.run import submit
+from dinov2.run import launcher, options, site
 from dinov2.run.submit import get_args_parser, get_shared_folder, submit_jobs
 from dinov2.run.train.train import Trainer
 from dinov2.run.train.train import get_args_parser as get_train_args_parser
@@ -46,12 +46,13 @@ def slurm(tmp_path, monkeypatch) -> Path:
     make_program(programs, "sbatch", SBATCH.format(kept=kept))
     make_program(programs, "srun", "#!/bin/sh\n")
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(site, "NAME", Path("no site file of this checkout's user"))
     return kept
 
 
 @pytest.fixture
 def no_slurm(monkeypatch) -> None:
-    monkeypatch.setattr(submit.shutil, "which", lambda name: None)
+    monkeypatch.setattr(options.shutil, "which", lambda name: None)
 
 
 def parse(*options: str) -> argparse.Namespace:
@@ -155,8 +156,8 @@ def test_a_refusal_of_slurm_is_shown(slurm, tmp_path):
 
 
 def test_without_slurm_the_ways_to_run_here_are_named(no_slurm, tmp_path):
-    with pytest.raises(UserError, match=r"--cluster local --ngpus N, or with torchrun"):
-        submit_jobs(Trainer, parse("--output-dir", str(tmp_path / "run")), "dinov2:train")
+    with pytest.raises(UserError, match=r"with --cluster local --ngpus N"):
+        submit_jobs(Trainer, parse("--output-dir", str(tmp_path / "run"), "--cluster", "slurm"), "dinov2:train")
 
 
 @pytest.mark.parametrize(
@@ -232,7 +233,7 @@ def test_a_users_mistake_in_any_process_is_told_before_the_errors_that_it_caused
         "RuntimeError: Connection closed", "dinov2.utils.config.ConfigError: Unknown key 'a'.\nUnknown key 'b'."
     )
     with pytest.raises(UserError) as error:
-        submit._raise_failure(job)
+        launcher.raise_failure(job)
     assert str(error.value).splitlines() == [
         "Unknown key 'a'.",
         "Unknown key 'b'.",
@@ -241,12 +242,12 @@ def test_a_users_mistake_in_any_process_is_told_before_the_errors_that_it_caused
 
 
 def test_other_failures_are_told_whole():
-    with pytest.raises(submit.JobError, match=r"(?s)process 1 of job 9; its log: 1\.err.*Traceback.*out of memory"):
-        submit._raise_failure(make_job(None, "RuntimeError: out of memory"))
+    with pytest.raises(launcher.JobError, match=r"(?s)process 1 of job 9; its log: 1\.err.*Traceback.*out of memory"):
+        launcher.raise_failure(make_job(None, "RuntimeError: out of memory"))
 
 
 def test_a_job_without_failures_raises_nothing():
-    submit._raise_failure(make_job(None, None))
+    launcher.raise_failure(make_job(None, None))
 
 
 @pytest.mark.parametrize(
