@@ -230,6 +230,6 @@ def _worker_seed_generator(seed: int, advance: int) -> torch.Generator:
 def _init_worker(worker_id: int) -> None:
     """One thread a worker, deaf to the signals that ask the *main* process to save and stop, or that a scheduler sends to all."""
     torch.set_num_threads(1)
-    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -103,8 +103,9 @@ def _torchrun() -> Launch:
 def _slurm() -> Launch:
     job, step = _number("SLURM_JOB_ID"), _number("SLURM_STEP_ID", 0)
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
-    # Every task must guess the same free port without asking: the job's number decides, as in the official code.
-    default_port = random.Random(job + step).randint(*_PORTS)
+    attempt = _number("SLURM_RESTART_COUNT", 0)
+    # Every task must guess the same free port without asking. A new one at every attempt: the last may still be in use.
+    default_port = random.Random(f"{job}.{step}.{attempt}").randint(*_PORTS)
     return Launch(
         launcher="slurm",
         rank=_number("SLURM_PROCID"),
@@ -113,7 +114,7 @@ def _slurm() -> Launch:
         local_world_size=_tasks_on_node(os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1"), _number("SLURM_NODEID", 0)),
         master_addr=os.environ.get("MASTER_ADDR") or first_host(nodes),
         master_port=_number("MASTER_PORT", default_port),
-        attempt=_number("SLURM_RESTART_COUNT", 0),
+        attempt=attempt,
     )
 
 

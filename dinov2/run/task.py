@@ -1,9 +1,12 @@
 """The object that submitit sends to a job and calls in every process of it; `Trainer` and the `Evaluator`s are made of it."""
 
 import argparse
+import signal
 import sys
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NoReturn
+
+from dinov2.utils.stop import StopRequested, warning_signal
 
 
 class SubmittedTask(ABC):
@@ -11,21 +14,36 @@ class SubmittedTask(ABC):
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self._is_requeued = False
+        self._stopped_by = 0
 
     def __call__(self) -> Any:
         """Run in this process of the job; returns what the entry point gives."""
         self._setup_args()
+        requeue = signal.getsignal(warning_signal())
+        numbers = (signal.SIGTERM, warning_signal())
+        for number in numbers:
+            signal.signal(number, self._on_signal)
         try:
             return self._main(self.args)
+        except StopRequested as stop:
+            self._leave(stop.number, requeue)
         except Exception:
-            if not self._is_requeued:
+            if not self._stopped_by:
                 raise
-            # submitit leaves by SystemExit from within its signal handler. In the middle of writing a checkpoint torch makes an
-            # ordinary error of that, which would end the job for good instead of starting it again.
-            from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
+            # In the middle of writing a checkpoint torch makes an ordinary error of the request to stop.
+            self._leave(self._stopped_by, requeue)
 
-            sys.exit(LOCAL_REQUEUE_RETURN_CODE)
+    def _on_signal(self, number: int, _frame: Any) -> None:
+        self._stopped_by = number
+        raise StopRequested(number)
+
+    def _leave(self, number: int, requeue: Any) -> NoReturn:
+        """Put the job back into the queue, where that is what the signal means; all processes leave without a result file."""
+        for ignored in (signal.SIGTERM, warning_signal()):
+            signal.signal(ignored, signal.SIG_IGN)
+        if callable(requeue) and number != signal.SIGINT:
+            requeue(number, None)
+        sys.exit(0)
 
     def checkpoint(self) -> Any:
         """What submitit puts back into the queue when the time limit nears or the job is preempted: the same command line.
@@ -34,7 +52,6 @@ class SubmittedTask(ABC):
         """
         import submitit.helpers
 
-        self._is_requeued = True
         again = {"no_resume": False} if hasattr(self.args, "no_resume") else {}
         args = argparse.Namespace(**{**vars(self.args), **again})
         return submitit.helpers.DelayedSubmission(type(self)(args))

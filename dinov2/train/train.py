@@ -3,13 +3,10 @@
 import argparse
 import contextlib
 import logging
-import signal
 import sys
-import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -28,6 +25,7 @@ from dinov2.train.trainer import Batch, Trainer, build_optimizer
 from dinov2.utils.config import setup, write_config
 from dinov2.utils.device import cpu_threads, resolve_device
 from dinov2.utils.errors import UserError
+from dinov2.utils.stop import StopRequested, StopRequests, stop_requests
 
 logger = logging.getLogger("dinov2")
 
@@ -144,7 +142,7 @@ def _steps(
             if stopping and not is_last:
                 checkpointer.wait()
                 logger.info("stopped after iteration %d; the same command goes on from there", iteration)
-                raise KeyboardInterrupt
+                raise StopRequested(stopping)
 
         # Not in the loop's body: a kill between saving a step and writing its line would lose the line.
         log.metrics.between_steps = save_when_due
@@ -156,11 +154,11 @@ def _steps(
                 do_test(cfg, trainer.model, f"training_{iteration}")
 
 
-def _anyone(stop: threading.Event) -> bool:
-    """Whether some process was asked to stop: they must leave together."""
-    asked = torch.tensor([int(stop.is_set())])
+def _anyone(stop: StopRequests) -> int:
+    """The signal by which some process was asked to stop, 0 for none: they must leave together."""
+    asked = torch.tensor([stop.number])
     distributed.all_reduce_max(asked)
-    return bool(asked)
+    return int(asked)
 
 
 def _drop_metrics_after(path: Path, start: int) -> None:
@@ -175,33 +173,6 @@ def _drop_metrics_after(path: Path, start: int) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept))
     temporary.replace(path)
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets, so that the loop can save and leave between two steps.
-
-    A second signal of the same kind acts at once. Outside the main thread, where handlers cannot be set, nothing changes.
-    """
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def on_signal(number: Any, _frame: Any) -> None:
-        logger.info("%s received: finishing this step, then saving", signal.Signals(number).name)
-        stop.set()
-        signal.signal(number, before[number])
-
-    for number in numbers:
-        signal.signal(number, on_signal)
-    try:
-        yield stop
-    finally:
-        for number in numbers:
-            signal.signal(number, before[number])
 
 
 def main(args: argparse.Namespace) -> dict[str, float]:
@@ -236,7 +207,11 @@ def _eval_only(cfg: DictConfig, model: SSLMetaArch) -> dict[str, float]:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """The command line with its exit status: 0 done, 2 a user's mistake, 3 a loss that is not finite, 130 stopped by a signal."""
+    """The command line with its exit status.
+
+    0 done, 2 a user's mistake, 3 a loss that is not finite; stopped by a signal, 128 and its number: 130 by Ctrl-C, 140 by
+    SIGUSR2, with which SLURM warns of a job's end.
+    """
     args = get_args_parser().parse_args(arguments)
     try:
         main(args)
@@ -245,6 +220,8 @@ def run(arguments: list[str] | None = None) -> int:
             raise
         print(f"{distributed.process_label()}error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 3
+    except StopRequested as stop:
+        return 128 + stop.number
     except KeyboardInterrupt:
         return 130
     return 0
