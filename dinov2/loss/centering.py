@@ -60,7 +60,7 @@ class CenteredLoss(nn.Module):
 
     def _start_update(self, batch_sum: Tensor, n_rows: int) -> None:
         # The sum and, behind it, how many rows it is of: processes may hold different numbers of rows.
-        batch = torch.cat([batch_sum.flatten(), self.center.new_tensor([float(n_rows)])])
+        batch = torch.cat([batch_sum.flatten(), self.center.new_full((1,), float(n_rows))])
         if self._accumulated is not None:
             batch += self._accumulated
         if self.accumulating:

@@ -70,7 +70,9 @@ class CropSlots:
         """The slots of a batch in which every sample has all the images that the layout asks for."""
 
         def expand(sources: tuple[int, ...]) -> Tensor:
-            return torch.tensor(sources, dtype=torch.int64, device=device)[:, None].expand(-1, batch_size)
+            # Filled on the device: a copy from the host would wait for all that is queued there.
+            rows = [torch.full((1, batch_size), source, dtype=torch.int64, device=device) for source in sources]
+            return torch.cat(rows) if rows else torch.empty(0, batch_size, dtype=torch.int64, device=device)
 
         return cls(
             student_globals=expand(layout.student_globals),

@@ -3,7 +3,7 @@
 Shape legend: S student global crops, L local crops, T teacher crops, B samples, N patches of a global crop, M masked patches.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,10 +14,10 @@ from dinov2.loss.routing import CropLayout, CropSlots
 _CROPS = ("collated_global_crops", "collated_local_crops", "collated_global_crops_teacher")
 
 
-def to_device(
-    images: Mapping[str, Any], device: torch.device, *, mean: Sequence[float], std: Sequence[float]
-) -> dict[str, Any]:
+def to_device(images: Mapping[str, Any], device: torch.device, *, mean: Tensor, std: Tensor) -> dict[str, Any]:
     """The batch of a collate function with its tensors on `device`, and crops of uint8 normalised with mean and deviation.
+
+    mean, std: [3] float32, on `device`.
 
     Crops that are not made yet (`crops_on_device`, see `dinov2.data.collate`) are made there.
     """
@@ -59,7 +59,6 @@ def masked_patches(patch_tokens: Tensor, batch: Mapping[str, Any]) -> Tensor:
     return patch_tokens.flatten(0, 1).index_select(0, batch["mask_indices_list"])
 
 
-def _normalise(crops: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def _normalise(crops: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 [n, 1 or 3, H, W] -> float32 [n, 3, H, W]; grey is repeated."""
-    mean_of, std_of = (crops.new_tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (mean, std))
-    return (crops.float().div(255.0) - mean_of) / std_of
+    return (crops.float().div(255.0) - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)

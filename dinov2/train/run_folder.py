@@ -27,6 +27,7 @@ MAY_DIFFER = (
     "train.tensorboard",
     "train.peak_tflops",
     "train.on_nonfinite",
+    "train.read_losses_every",
     "train.max_nonfinite_steps",
     # Another number of processes may divide the same total batch; a different total changes optim.lr, which is compared.
     "train.batch_size_per_gpu",

@@ -5,6 +5,7 @@ Called by `do_train`, after every step and in every process; only the main one w
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -32,6 +33,8 @@ class RunLog:
         limit = min(self._probe.n_val_images, trainer.model.embed_dim) if self._probe is not None else None
         self._watch = build_collapse_watch(cfg, trainer.model.router, rankme_limit=limit)
         self._throughput: Throughput | None = None
+        self._last_recorded = -1
+        self._times: list[tuple[float, float]] = []
         self._board = (
             TensorBoardWriter(output / "tensorboard", start_iteration=start) if cfg.train.tensorboard else None
         )
@@ -48,10 +51,17 @@ class RunLog:
             self._board.add_text("configuration", f"```yaml\n{OmegaConf.to_yaml(cfg)}```", iteration=start)
             self._board.add_text("loss routing", f"```\n{trainer.model.router.describe()}\n```", iteration=start)
 
-    def record(self, iteration: int, batches: Sequence[Mapping[str, Any]], values: Mapping[str, float] | None) -> None:
-        """Take note of a step: what it was made of, and what `Trainer.train_step` returned for it."""
-        if self._throughput is None:
-            self._throughput = self._measure_from(batches[0])
+    def start(self, batches: Sequence[Mapping[str, Any]]) -> None:
+        """Take note of what a step is made of; to be called before the first one."""
+        self._throughput = self._throughput or self._measure_from(batches[0])
+
+    def is_due(self, iteration: int) -> bool:
+        """Whether the values of this step are wanted at once: for a line or a probe."""
+        is_last = iteration == self._trainer.max_iteration - 1
+        return iteration % self._cfg.train.log_period_iterations == 0 or is_last or self._probes_at(iteration)
+
+    def record(self, iteration: int, values: Mapping[str, float] | None) -> None:
+        """Take note of a step by what was read of it, `Trainer.take_values`."""
         schedules = self._trainer.schedules
         self.metrics.update(
             lr=schedules.lr[iteration],
@@ -62,10 +72,14 @@ class RunLog:
             **(values or {}),
         )
         probed: dict[str, float] = {}
-        if self._probe is not None and (iteration + 1) % self._cfg.evaluation.probe_period_iterations == 0:
+        if self._probe is not None and self._probes_at(iteration):
             probed = self._probe(self._trainer.model.teacher["backbone"])
             self.metrics.update(**probed)
         self._watch.update(iteration, {**(values or {}), **probed})
+        self._last_recorded = iteration
+
+    def _probes_at(self, iteration: int) -> bool:
+        return self._probe is not None and (iteration + 1) % self._cfg.evaluation.probe_period_iterations == 0
 
     def _measure_from(self, batch: Mapping[str, Any]) -> Throughput:
         device = self._trainer.model.device
@@ -79,8 +93,14 @@ class RunLog:
             device=device,
         )
 
-    def _speed(self, _iteration: int, iter_time_s: float, data_time_s: float) -> dict[str, float]:
-        assert self._throughput is not None, "a step was recorded"
+    def _speed(self, iteration: int, iter_time_s: float, data_time_s: float) -> dict[str, float]:
+        """A step that nobody waited for has no time of its own: those since the last one that was read share theirs."""
+        assert self._throughput is not None, "a step was started"
+        self._times.append((iter_time_s, data_time_s))
+        if iteration != self._last_recorded:
+            return {}
+        iter_time_s, data_time_s = (fmean(times) for times in zip(*self._times, strict=True))
+        self._times.clear()
         return self._throughput.update(iter_time_s, data_time_s)
 
     def close(self) -> None:

@@ -45,6 +45,9 @@ KOLEO_SLOTS = 2
 class SSLMetaArch(nn.Module):
     """DINOv2's training objective. The crops and who supervises whom come from the routing (`dinov2.loss.routing`)."""
 
+    _pixel_mean: Tensor
+    _pixel_std: Tensor
+
     def __init__(self, cfg: DictConfig) -> None:
         """cfg: the resolved configuration. The model is built on the CPU; move it with `.to(device)`."""
         super().__init__()
@@ -84,7 +87,9 @@ class SSLMetaArch(nn.Module):
             isinstance(backbone, DinoVisionTransformer) and backbone.n_blocks > 0
             for backbone in (student_backbone, teacher_backbone)
         )
-        self._pixel_mean, self._pixel_std = (list(cfg.augmentation[k]) for k in ("mean", "std"))
+        for name in ("mean", "std"):  # no state: the configuration has them
+            values = torch.tensor(list(cfg.augmentation[name]), dtype=torch.float32)
+            self.register_buffer(f"_pixel_{name}", values, persistent=False)
         self.fp16_scaler: torch.amp.GradScaler | None = None
         self._autocast_dtype: torch.dtype | None = None
         self._product_dtype = torch.float32

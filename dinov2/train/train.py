@@ -132,12 +132,24 @@ def _steps(
     """The steps from `start` to the last one, with what happens between them."""
     period = cfg.train.checkpoint_period_iterations or 3 * cfg.train.OFFICIAL_EPOCH_LENGTH
     eval_period = cfg.evaluation.eval_period_iterations
+    read_every = cfg.train.read_losses_every
     last = trainer.max_iteration - 1
+
+    def record_read() -> None:
+        for iteration, values in trainer.take_values():
+            log.record(iteration, values)
+
+    def read_all() -> None:
+        """Nothing is written that nobody has judged."""
+        trainer.read()
+        record_read()
+
     with stop_requests() as stop:
 
         def save_when_due(iteration: int) -> None:
             is_last, stopping = iteration == last, _anyone(stop)
             if (iteration + 1) % period == 0 or is_last or stopping:
+                read_all()
                 checkpointer.save(trainer.state(iteration, meters=log.metrics.state()), iteration=iteration)
             if stopping and not is_last:
                 checkpointer.wait()
@@ -148,9 +160,11 @@ def _steps(
         log.metrics.between_steps = save_when_due
         steps = log.metrics.log_every(batches, cfg.train.log_period_iterations, "Training", last + 1, start)
         for iteration, step_batches in enumerate(steps, start):
-            values = trainer.train_step(step_batches, iteration)
-            log.record(iteration, step_batches, values)
+            log.start(step_batches)
+            trainer.train_step(step_batches, iteration, read=iteration % read_every == 0 or log.is_due(iteration))
+            record_read()
             if eval_period > 0 and ((iteration + 1) % eval_period == 0 or iteration == last):
+                read_all()
                 do_test(cfg, trainer.model, f"training_{iteration}")
 
 

@@ -1,10 +1,12 @@
 """One run in one process: model, optimizer and schedules, and the step that ties them. Called by `do_train`.
 
 A step is schedules -> forward and backward (of each accumulated batch) -> clip each sub-module -> check -> optimizer ->
-teacher; the official order, except that the official code checks after the weights have changed.
+teacher; the official order, except that the official code checks after the weights have changed. The check waits for the device:
+a step may be taken unread, and is then checked when the next one is read.
 """
 
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +21,8 @@ from dinov2.train.guard import NonFiniteGuard
 from dinov2.train.schedules import Schedules, apply_optim_scheduler, build_schedulers
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 from dinov2.train.state import empty_optimizer_state, random_states, set_random_states, training_tensors
+from dinov2.train.taken_step import TakenStep
+from dinov2.utils.errors import UserError
 
 logger = logging.getLogger("dinov2")
 
@@ -58,25 +62,32 @@ class Trainer:
         self.schedules: Schedules = build_schedulers(cfg)
         self.max_iteration: int = cfg.optim.epochs * cfg.train.OFFICIAL_EPOCH_LENGTH
         self.n_accumulated: int = cfg.train.gradient_accumulation_steps
+        if cfg.train.read_losses_every < 1:
+            raise UserError(
+                f"train.read_losses_every is {cfg.train.read_losses_every}; a whole number from 1 up is expected."
+            )
         self.guard = NonFiniteGuard(cfg)
         self._last_good = last_good
+        self._unread: deque[TakenStep] = deque()
+        self._values: list[tuple[int, dict[str, float] | None]] = []
 
     @property
     def samples_per_step(self) -> int:
         """Of all processes together."""
         return self.cfg.train.batch_size_per_gpu * self.n_accumulated * distributed.get_global_size()
 
-    def train_step(self, batches: Sequence[Batch], iteration: int) -> dict[str, float] | None:
-        """One optimisation step; the losses and diagnostics over all its batches and processes, or None for a step left out.
+    def train_step(self, batches: Sequence[Batch], iteration: int, *, read: bool = True) -> None:
+        """One optimisation step; `take_values` then has what was read of it.
 
-        batches: as many as `train.gradient_accumulation_steps`.
+        batches: as many as `train.gradient_accumulation_steps`. read: judge this step, before the weights change, and all that
+        were not read yet. Raises `NonFiniteLossError` as `NonFiniteGuard` says.
         """
         schedules = self.schedules
         apply_optim_scheduler(
             self.optimizer, schedules.lr[iteration], schedules.wd[iteration], schedules.last_layer_lr[iteration]
         )
         self.optimizer.zero_grad(set_to_none=True)
-        per_batch = []
+        per_batch, losses = [], {}
         for number, batch in enumerate(batches, start=1):
             losses = self.model.forward_backward(
                 batch,
@@ -86,19 +97,41 @@ class Trainer:
             )
             per_batch.append({**losses, **self.model.diagnostics})
         own = {name: torch.stack([values[name] for values in per_batch]).mean() for name in per_batch[0]}
-        norms = self._clip()
-        values, norm_values = _over_processes(own, norms)
-        judged = {name: values[name] for name in losses}
-        if (
-            self.model.fp16_scaler is None
-        ):  # the scaler looks after overflowing gradients itself: that is how it finds its scale
-            judged |= norm_values
-        if not self.guard.accepts(judged, own, batches, iteration, self._last_good):
-            self.model.discard_step()
-            return None
+        taken = TakenStep.join(
+            iteration,
+            own,
+            self._clip(),
+            losses=list(losses),
+            # the scaler looks after overflowing gradients itself: that is how it finds its scale
+            judge_norms=self.model.fp16_scaler is None,
+            batches=batches,
+        )
+        if read:
+            self.read()
+            if not self._accept(taken, weights_changed=False):
+                self.model.discard_step()
+                return
+        else:
+            self._unread.append(taken)
         self._step()
         self.model.update_teacher(schedules.momentum[iteration])
-        return {"total_loss": sum(values[name] for name in losses), **values, **norm_values}
+
+    def read(self) -> None:
+        """Read and judge the steps that were taken unread. Raises `NonFiniteLossError`; the weights are then lost."""
+        while self._unread:
+            self._accept(self._unread.popleft(), weights_changed=True)
+
+    def take_values(self) -> list[tuple[int, dict[str, float] | None]]:
+        """The steps read since the last call: iteration, and losses and diagnostics over all batches and processes; None for a
+        step left out."""
+        values, self._values = self._values, []
+        return values
+
+    def _accept(self, taken: TakenStep, *, weights_changed: bool) -> bool:
+        values = taken.read()
+        accepted = self.guard.accepts(taken, values, self._last_good, weights_changed=weights_changed)
+        self._values.append((taken.iteration, values if accepted else None))
+        return accepted
 
     def _clip(self) -> dict[str, Tensor]:
         """Clip each student sub-module on its own, as official; gradient norms before that, none without clipping."""
@@ -123,8 +156,9 @@ class Trainer:
     def state(self, iteration: int, *, meters: Mapping[str, list[float]] | None = None) -> TrainingState:
         """Everything that the step after `iteration` depends on besides configuration and data set.
 
-        meters: of the log, whose lines are medians over several steps.
+        All steps must have been read. meters: of the log, whose lines are medians over several steps.
         """
+        assert not self._unread, "nothing may be saved that nobody has judged"
         scaler = self.model.fp16_scaler
         return TrainingState(
             tensors=training_tensors(self.model, self.model.student, self.optimizer),
@@ -157,14 +191,3 @@ class Trainer:
             stored.facts["world_size"],
             distributed.get_global_size(),
         )
-
-
-def _over_processes(
-    own: Mapping[str, Tensor], norms: Mapping[str, Tensor]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Means over the processes, and the norms, which all of them know; one exchange and one wait for the device."""
-    means = torch.stack([value.float() for value in own.values()])
-    distributed.all_reduce_sum(means)
-    means /= distributed.get_global_size()
-    numbers = torch.cat([means, *(value.float().reshape(1) for value in norms.values())]).tolist()
-    return dict(zip(own, numbers)), dict(zip(norms, numbers[len(own) :]))

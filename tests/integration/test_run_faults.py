@@ -161,10 +161,10 @@ def accident(monkeypatch: pytest.MonkeyPatch, iteration: int, happens: Callable[
     """Let something happen before a step of the next training."""
     step = Trainer.train_step
 
-    def train_step(self, batches, now):
+    def train_step(self, batches, now, **options):
         if now == iteration:
             happens()
-        return step(self, batches, now)
+        step(self, batches, now, **options)
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
 

@@ -79,7 +79,9 @@ def test_grey_bytes_are_normalised_to_the_floats_that_the_official_transform_giv
     grey = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     expected = (grey.float() / 255 - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
-    on_device = to_device({"collated_global_crops": grey}, torch.device("cpu"), mean=mean, std=std)
+    on_device = to_device(
+        {"collated_global_crops": grey}, torch.device("cpu"), mean=torch.tensor(mean), std=torch.tensor(std)
+    )
     assert torch.allclose(on_device["collated_global_crops"], expected, atol=1e-6)
     assert set(build().forward_backward(batch(dtype=torch.uint8), teacher_temp=0.05)) >= {"koleo_loss", "ibot_loss"}
 

@@ -13,7 +13,9 @@ class GreyCrops:
 
 def test_crops_are_made_on_the_device_and_normalised_there():
     images = {"crops_on_device": GreyCrops(), "upperbound": 3}
-    batch = to_device(images, torch.device("cpu"), mean=(0.0, 0.1, 0.2), std=(1.0, 1.0, 0.5))
+    batch = to_device(
+        images, torch.device("cpu"), mean=torch.tensor([0.0, 0.1, 0.2]), std=torch.tensor([1.0, 1.0, 0.5])
+    )
     assert set(batch) == {"collated_global_crops", "upperbound"}
     expected = torch.tensor([0.2, 0.1, 0.0])[None, :, None, None].expand(1, 3, 4, 4)
     torch.testing.assert_close(batch["collated_global_crops"], expected)

@@ -154,7 +154,7 @@ def batch_of(
 
 def crops_of(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Grey levels of the crops that a step gets."""
-    ready = to_device(batch, CPU, mean=(0.0,), std=(1 / 255,))
+    ready = to_device(batch, CPU, mean=torch.tensor([0.0]), std=torch.tensor([1 / 255]))
     return {name: ready[name] for name in CROPS}
 
 
