@@ -1,13 +1,17 @@
-"""The report as a browser shows it: a headless Chromium opens the file, without network, and takes a picture of it."""
+"""Pages as a browser shows them: a headless Chromium opens the file, without network, and takes a picture of it."""
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.ablation_factory import cells, two_axes_plan
+from vet_extensions.ablation.page import write_tables
+from vet_extensions.ablation.table import ablation_table
 from vet_extensions.analysis.curves import RunCurves
 from vet_extensions.analysis.report import CropPanel, PicturePanel, ReportInputs, write_report
 
@@ -77,8 +81,18 @@ def tiny_report(path: Path) -> Path:
     return write_report(inputs, path)
 
 
-def test_the_report_opens_offline_with_content_and_without_a_console_message(tmp_path: Path) -> None:
-    pixels, console = photograph(tiny_report(tmp_path / "report.html"), tmp_path)
+def small_ablation(path: Path) -> Path:
+    plan = two_axes_plan(seeds=(0, 1, 2))
+    scores = (0.60, 0.63, 0.61)
+    table = ablation_table(plan, cells(plan, lambda arms, seed: scores[seed] + 0.01 * seed * (arms["ibot"] == "off")))
+    return write_tables(table, path.parent)
+
+
+@pytest.mark.parametrize("make", [tiny_report, small_ablation])
+def test_a_page_opens_offline_with_content_and_without_a_console_message(
+    make: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    pixels, console = photograph(make(tmp_path / "report.html"), tmp_path)
     assert pixels.shape[:2] == (1600, 1200)
     # A blank page has one colour; text and pictures reach over several bands of the page.
     bands = pixels.reshape(8, 200, 1200, 3).std(axis=(1, 2)).max(axis=-1)

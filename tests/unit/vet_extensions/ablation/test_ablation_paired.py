@@ -61,7 +61,8 @@ def test_without_a_spread_over_seeds_there_is_no_interval(first: dict, second: d
     found = paired_difference(first, second)
     assert found.mean == pytest.approx(mean)
     assert not found.has_interval
-    assert math.isnan(found.high) and math.isnan(found.p)
+    assert math.isnan(found.high)
+    assert math.isnan(found.p)
 
 
 def test_without_a_shared_seed_there_is_no_difference() -> None:
@@ -82,7 +83,8 @@ def test_holm_multiplies_the_smallest_by_the_number_tested_and_never_turns_the_o
 def test_holm_counts_only_what_was_tested() -> None:
     adjusted = holm([math.nan, 0.02, math.nan])
     assert adjusted[1] == 0.02
-    assert math.isnan(adjusted[0]) and math.isnan(adjusted[2])
+    assert math.isnan(adjusted[0])
+    assert math.isnan(adjusted[2])
 
 
 def test_holm_keeps_false_alarms_over_a_whole_table_below_one_in_twenty() -> None:

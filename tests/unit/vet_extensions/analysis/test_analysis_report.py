@@ -1,10 +1,9 @@
 """The report is one self-contained, accessible, escaped page that states intervals and no winner."""
 
-from html.parser import HTMLParser
-
 import numpy as np
 import pytest
 
+from tests.html_page import Page
 from vet_extensions.analysis import report as report_module
 from vet_extensions.analysis.curves import RunCurves
 from vet_extensions.analysis.learning import describe_learning
@@ -16,39 +15,6 @@ from vet_extensions.analysis.report import (
     write_report,
 )
 from vet_extensions.errors import UserError
-
-VOID = {"meta", "img", "link", "br", "hr", "input"}
-
-
-class Page(HTMLParser):
-    """The elements of a page as (tag, attributes), its text, and whether every element was closed in order."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self._hidden = 0
-        self.feed(html)
-        assert not self._open, f"left open: {self._open}"
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag, f"</{tag}> closes another element"
-
-    def handle_data(self, data):
-        if "style" not in self._open:
-            self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def result(arm: str, seed: int | None, value: float, *, group: str = "gross", level: str = "study") -> dict:
