@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 import vet_extensions
-from vet_extensions.commands import archives, cluster, verbs
+from vet_extensions.commands import ablate, archives, cluster, verbs
 from vet_extensions.commands.sentences import raw_views_in_words
 from vet_extensions.errors import UserError
 from vet_extensions.progress import Progress
@@ -276,6 +276,7 @@ def run_verb(words: Sequence[str]) -> None:
 
 
 cluster.register(app, run_verb=run_verb, say=print)
+ablate.register(app, say=print)
 
 
 def main() -> None:

@@ -18,17 +18,23 @@ WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
 STATES = (WAITING, RUNNING, DONE, FAILED)
 HASH_DIGITS = 12
 INDEX_FILE, CELLS_FOLDER = "cells.json", "cells"
-STATE_FILE = "state.json"
+CELL_FILE, CONFIG_FILE, SUITE_FILE, STATE_FILE = "cell.json", "config.yaml", "suite.yaml", "state.json"
+"""Of a cell's folder: what its hash was made of, its training configuration, how it is judged, how far it is."""
+EVALUATION_FOLDER = "evaluation"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm of every axis with one seed. hash: of all that decides the cell's numbers; processes: that train together."""
+    """One arm of every axis with one seed.
+
+    hash: of all that decides the cell's numbers; processes: that train together; steps: of optimisation, to its end.
+    """
 
     hash: str
     arms: Arms
     seed: int
     processes: int = 1
+    steps: int = 0
 
     @property
     def name(self) -> str:
@@ -99,7 +105,7 @@ def _read_cell(folder: Path, cell: Cell) -> CellResult:
     place = cell_folder(folder, cell)
     stored = read_json(place / STATE_FILE)
     state = stored.get("state", WAITING)
-    results = place / "evaluation" / RESULTS_FILE
+    results = place / EVALUATION_FOLDER / RESULTS_FILE
     return CellResult(
         hash=cell.hash,
         arms=cell.arms,

@@ -7,6 +7,7 @@ machine becomes part of the plan.
 
 import difflib
 import itertools
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,19 @@ def read_plan(path: str | Path) -> Plan:
     if problems:
         raise UserError("\n".join(f"{path.name}: {problem}" for problem in problems))
     return plan
+
+
+def copy_plan(path: Path, to: Path) -> None:
+    """Copy a plan with the two files that it names, beside each other, so that they can be read without the first ones."""
+    given = _read(path)
+    for key, name in (("base", "base.yaml"), ("evaluation", "evaluation.yaml")):
+        source = path.parent / str(given[key])
+        if source.resolve() != (to.parent / name).resolve():
+            shutil.copyfile(source, to.parent / name)
+        given[key] = name
+    partial = to.with_name(f".{to.name}.partial")
+    OmegaConf.save(OmegaConf.create(given), partial)
+    partial.replace(to)
 
 
 def _read(path: Path) -> dict[Any, Any]:
