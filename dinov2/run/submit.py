@@ -265,5 +265,5 @@ def _local_python(setup: Sequence[str]) -> str:
     devices = visible_devices()
     command = _python() if devices is None else ["env", f"CUDA_VISIBLE_DEVICES={devices}", *_python()]
     if setup:
-        command = ["bash", "-c", "\n".join(["set -e", *setup, 'exec "$@"']), "bash", *command]
+        command = ["bash", "-c", "\n".join([*setup, 'exec "$@"']), "bash", *command]
     return shlex.join(command)
