@@ -153,11 +153,11 @@ def fixed_facts(plan: Plan) -> list[tuple[str, str]]:
     options = ", ".join(f"{key}={value}" for key, value in plan.options.items())
     every = "every combination of arms" if plan.design == FULL else "the baseline, and each other arm alone"
     return [
-        ("Base configuration", plan.base.name),
+        ("Base configuration", f"{plan.base.name}, in the ablation’s folder"),
         ("Options of all runs", options or NOTHING),
         ("Runs", f"{every}: {len(plan.combinations())} x {len(plan.seeds)} seeds"),
         ("Seeds", ", ".join(map(str, plan.seeds))),
-        ("Evaluation", plan.evaluation.name),
+        ("Evaluation", f"{plan.evaluation.name}, in the ablation’s folder"),
     ]
 
 
