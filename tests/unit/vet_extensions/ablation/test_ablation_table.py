@@ -24,6 +24,7 @@ from vet_extensions.ablation.table import (
     Row,
     ablation_table,
 )
+from vet_extensions.evaluation.statistics import PatientBootstrap, average, macro_estimate
 
 SEEDS = (0.600, 0.640, 0.580)
 """Scores of the baseline: the seeds differ much more than the arms do."""
@@ -192,3 +193,31 @@ def test_unequal_budgets_are_noticed() -> None:
     found = [cell({"arm": "a"}, 0, 0.6), cell({"arm": "b"}, 0, 0.6, steps=20)]
     assert not ablation_table(plan, found).has_equal_budgets
     assert ablation_table(plan, [found[0], replace(found[1], steps=10)]).has_equal_budgets
+
+
+@pytest.mark.parametrize(
+    "shared", [0.0, 0.5, 1.0], ids=["seeds err apart", "seeds err partly alike", "seeds err alike"]
+)
+def test_interval_over_patients_is_no_narrower_than_that_of_the_mean_over_seeds(shared: float) -> None:
+    """Against the suite's own way for several seeds: their average within each resample of the patients."""
+    generator = np.random.default_rng(3)
+    n_patients, patients = 60, np.repeat(np.arange(60), 2)
+    labels = np.repeat(generator.integers(0, 2, (n_patients, 4)), 2, axis=0)
+    bootstrap = PatientBootstrap(patients, n_resamples=1000)
+    common = generator.normal(size=labels.shape)
+    samples = []
+    for _ in range(3):
+        noise = shared * common + (1 - shared) * generator.normal(size=labels.shape)
+        scores = labels + 1.5 * noise
+        samples.append(bootstrap.label_samples(scores, labels=labels, patient_codes=patients)["average_precision"])
+    each = [macro_estimate(one) for one in samples]
+    of_the_mean = macro_estimate(average(samples))
+    plan = one_axis_plan()
+    found = cells(plan, lambda arms, seed: each[seed].value)
+    found = [
+        replace(c, results=[result(METRIC, e.value, seed=c.seed, low=e.low, high=e.high)])
+        for c, e in zip(found, [*each, *each], strict=True)
+    ]
+    score = row_of(ablation_table(plan, found), arm="a").scores[METRIC]
+    assert score.mean == pytest.approx(of_the_mean.value)
+    assert score.high - score.low > 0.99 * (of_the_mean.high - of_the_mean.low)
