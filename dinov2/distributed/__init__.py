@@ -6,6 +6,7 @@ A single process needs no group and gets none.
 
 import datetime
 import logging
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -78,6 +79,7 @@ def enable(
         if use_cuda and set_cuda_current_device:
             torch.cuda.set_device(launch.local_rank % torch.cuda.device_count())
         if overwrite or launch.launcher != "torchrun":
+            _check_address(launch.master_addr)
             announce(launch)
         store, rank, world_size = next(dist.rendezvous("env://", rank=launch.rank, world_size=launch.world_size))
         dist.init_process_group(
@@ -92,6 +94,20 @@ def enable(
         dist.barrier()
         _n_groups += 1
     _launch = launch
+
+
+def _check_address(address: str) -> None:
+    """Torch would try for half an hour to reach a machine whose name nobody knows."""
+    try:
+        socket.getaddrinfo(address, None)
+    except socket.gaierror as error:
+        if error.errno != socket.EAI_NONAME:  # a name server that is busy or away for a moment
+            return
+        raise UserError(
+            f"The processes are to meet on the machine '{address}', and this one does not know that name. Set MASTER_ADDR to an "
+            "address that every machine of the job can reach; in a SLURM job for example by "
+            """--setup 'export MASTER_ADDR=$(hostname -I | cut -d" " -f1)', which is the first machine's own."""
+        ) from error
 
 
 def disable() -> None:
