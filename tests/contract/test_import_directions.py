@@ -79,6 +79,19 @@ ALLOWED: dict[str, set[str]] = {
     },
     "vet_extensions.export": {*VET_BOTTOM, "vet_extensions", "dinov2.models", "dinov2.eval", "dinov2.utils"},
     "vet_extensions.analysis": {*VET_BOTTOM, "vet_extensions.manifest", "vet_extensions.evaluation"},
+    "vet_extensions.ablation": {
+        *VET_BOTTOM,
+        "vet_extensions.manifest",
+        "vet_extensions.evaluation",
+        "vet_extensions.analysis",
+        "dinov2.run",
+        "dinov2.configs",
+        "dinov2.data",
+        "dinov2.loss",
+        "dinov2.distributed",
+        "dinov2.utils",
+        "dinov2.utils.config",
+    },
     "vet_extensions.demo": EVERYTHING,
     "vet_extensions.commands": EVERYTHING,
     "vet_extensions.cli": EVERYTHING,
@@ -92,6 +105,11 @@ ONLY = {
     ("vet_extensions.routing", "dinov2.loss"): {"dinov2.loss.routing"},
     ("vet_extensions.export", "dinov2.eval"): {"dinov2.eval.setup", "dinov2.eval.run_folder"},
     ("vet_extensions.analysis", "vet_extensions.evaluation"): {"vet_extensions.evaluation.features"},
+    ("vet_extensions.ablation", "vet_extensions.analysis"): {
+        "vet_extensions.analysis.curves",
+        "vet_extensions.analysis.pictures",
+        "vet_extensions.analysis.report",
+    },
 }
 
 WITHOUT_TORCH = (
