@@ -74,7 +74,10 @@ def register(app: typer.Typer, *, run_verb: RunVerb, say: Callable[[str], None])
             got = f"got '{others[0]}' before it" if others else "nothing stands behind it"
             raise UserError(f"Give options of the submission, then --, then a verb with its own; {got}.\n{EXAMPLES}")
         verb = _read_verb(app, words)
+        is_free = args.cluster == "auto"
         _settle_options(args, verb)
+        if is_free and args.cluster == "local":
+            say("No SLURM here (sbatch and srun are not found): running on this machine, and waiting for it.")
         if args.parts is None:
             _submit_verb(words, args, run_verb=run_verb, say=say)
         else:
@@ -111,22 +114,24 @@ def _read_verb(app: typer.Typer, words: Sequence[str]) -> Any:
 
 
 def _settle_options(args: argparse.Namespace, verb: Any) -> None:
-    """Ask for what the verb can use, where the command line does not say: training takes a process a GPU, others one process."""
-    from dinov2.run.submit import number_of_processes, prefer_options
+    """Choose the cluster, and ask it for what the verb can use: training takes a process a GPU, the others one process."""
+    from dinov2.run.options import prefer_options, resolved_options
 
     for name, value in (("parts", args.parts), ("jobs", args.jobs)):
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; a whole number from 1 up is expected.")
     if args.parts is not None and verb.command.name != "intake":
         raise UserError(f"--parts is for intake alone, got '{verb.command.name}'. Leave it out.")
-    if verb.command.name == "train":
-        return
-    prefer_options(args, nodes=1, tasks_per_node=1, ngpus=1 if "device" in verb.params else 0)
-    if number_of_processes(args) > 1:
+    is_one_process = verb.command.name != "train"
+    if is_one_process:
+        prefer_options(args, nodes=1, tasks_per_node=1, ngpus=1 if "device" in verb.params else 0)
+    options = resolved_options(args)
+    if is_one_process and (options.nodes, options.tasks_per_node) != (1, 1):
         raise UserError(
             f"'{verb.command.name}' runs in one process, got --nodes {args.nodes} --tasks-per-node {args.tasks_per_node}. "
             "Leave both out."
         )
+    args.cluster = options.cluster
 
 
 def _submit_verb(words: list[str], args: argparse.Namespace, *, run_verb: RunVerb, say: Callable[[str], None]) -> None:
@@ -220,17 +225,14 @@ def _submit_parts(
         _show_parts(intake, tasks, _merge_task(intake, logs, run_verb, folder), args, folder=folder, say=say)
         return
     intake.begin()
-    say(f"{len(numbers)} of {intake.n} parts are to be read, then all are merged into {intake.out}. Logs: {folder}")
+    say(f"Parts to read: {len(numbers)} of {intake.n}; then all are merged into {intake.out}. Logs: {folder}")
     reading = submit_tasks(tasks, args, name="vetdino-intake", folder=folder, parallelism=args.jobs) if tasks else []
     logs |= {number: str(job.paths.stderr) for number, job in zip(numbers, reading, strict=True)}
     array = reading[0].job_id.partition("_")[0] if reading else None
     task = _merge_task(intake, logs, run_verb, folder)
     (merging,) = submit_tasks([task], args, name="vetdino-merge", folder=folder, after=array)
-    say(
-        f"Job {array or merging.job_id} submitted"
-        + (f", and job {merging.job_id} for when it has ended." if array else ".")
-    )
-    say(f"What became of the parts is told in {merging.paths.stdout}")
+    say((f"Parts: job {array}. " if array else "") + f"Merge, when the parts have ended: job {merging.job_id}.")
+    say(f"It tells which parts failed, if any: {merging.paths.stdout} and .err")
     _raise_if_it_failed_here(merging, args)
     say(f"Then look at what there is: vetdino check {shlex.quote(str(intake.out))}")
 
@@ -256,9 +258,8 @@ def _show_parts(
 def _raise_if_it_failed_here(job: Any, args: argparse.Namespace) -> None:
     """Errors: the job's, where it ran on this machine and has ended; on SLURM it has not begun."""
     from dinov2.run.launcher import JobError, raise_failure
-    from dinov2.run.options import resolved_options
 
-    if resolved_options(args).cluster == "slurm":
+    if args.cluster == "slurm":
         return
     try:
         raise_failure(job)
