@@ -61,9 +61,8 @@ def _differences(rows: Sequence[Row], metric: str) -> Figure:
     axes.axvline(0.0, color=_GREY, linewidth=1.0)
     for place, row in enumerate(rows):
         paired = row.comparisons[metric].paired
-        axes.plot(
-            list(paired.per_seed.values()), [place] * len(paired.per_seed), "o", color=PALETTE[0], alpha=0.5, ms=4
-        )
+        places = [place + _DOTS_BELOW] * len(paired.per_seed)
+        axes.plot(list(paired.per_seed.values()), places, "o", color=PALETTE[0], alpha=0.5, ms=4)
         if paired.has_interval:
             axes.plot([paired.low, paired.high], [place] * 2, color=PALETTE[0], linewidth=1.6, marker="|", ms=8)
             axes.plot(paired.mean, place, "D", color=PALETTE[0], ms=6)
