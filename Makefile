@@ -1,8 +1,9 @@
 # Everything here works on a machine that has Python 3.11 or newer, pip and make; `make help` lists the targets.
-# Settings: PYTHON=python3.11 (which interpreter makes .venv), JOBS=2 (test processes), DEMO_ARGS="--out DIR".
+# Settings: PYTHON=python3.11 (which interpreter makes .venv), JOBS=2 (test processes), SLURM_TESTS=3 (at a time), DEMO_ARGS="--out DIR".
 
 PYTHON ?= python3
 JOBS ?= 2
+SLURM_TESTS ?= 3
 DEMO_ARGS ?=
 
 VENV := .venv
@@ -12,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --co
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-quick test test-slow test-all check lint format install clean
+.PHONY: help demo demo-quick test test-slow test-slurm test-all check lint format install clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -29,8 +30,11 @@ test: $(VENV)/.dev  ## the tests that take seconds
 test-slow: $(VENV)/.dev  ## only the tests marked slow
 	$(PYTEST) -n $(JOBS) -m slow
 
-test-all: $(VENV)/.dev  ## every test
-	$(PYTEST) -n $(JOBS) -m "slow or not slow"
+test-slurm: $(VENV)/.dev  ## those on a real SLURM, which is brought up for them (as root; tells which packages are missing)
+	$(BIN)/python tests/slurm/slurm_cluster.py run -- env $(PYTEST) tests/slurm -n $(SLURM_TESTS) -m slurm --durations 0 -r s
+
+test-all: $(VENV)/.dev  ## every test but those on SLURM
+	$(PYTEST) -n $(JOBS) -m "not slurm"
 
 check: lint  ## lint, formatting, types, import directions and house rules
 	$(BIN)/pyright

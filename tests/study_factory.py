@@ -1,5 +1,6 @@
 """A small intake folder made directly from arrays, for tests that train or embed and do not care about DICOM."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,22 @@ from vet_extensions.schema import ImageRecord, IntakeFolder, Split, View
 from vet_extensions.shards import ShardWriter
 
 VIEWS = (View.LATERAL_LEFT, View.VD)
+BY_TURNS = (Split.TRAIN, Split.TEST, Split.TRAIN, Split.TEST, Split.TRAIN, Split.VAL)
 
 
-def make_intake(root: Path, *, n_studies: int = 12, size_px: int = 48, views=VIEWS, split: Split = Split.TRAIN) -> Path:
-    """`n_studies` studies of one patient each with one smooth random image per view; returns the folder."""
+def make_intake(
+    root: Path,
+    *,
+    n_studies: int = 12,
+    size_px: int = 48,
+    views=VIEWS,
+    split: Split | None = Split.TRAIN,
+    findings: Sequence[str] = (),
+) -> Path:
+    """`n_studies` studies of one patient each with one smooth random image per view; returns the folder.
+
+    split: of all patients; None gives every split its share. findings: labels, each of which half of the studies have.
+    """
     folder = IntakeFolder(root)
     records = [
         ImageRecord(
@@ -26,13 +39,14 @@ def make_intake(root: Path, *, n_studies: int = 12, size_px: int = 48, views=VIE
             columns=size_px,
             stored_rows=size_px,
             stored_columns=size_px,
+            labels={finding: study // 6 >> place & 1 for place, finding in enumerate(findings)},
         )
         for study in range(n_studies)
         for k, view in enumerate(views)
     ]
     records.sort(key=lambda record: tuple(getattr(record, key) for key in SORT_KEYS))
     write_images(folder, records, size_px)
-    splits = {record.patient_id: split for record in records}
+    splits = {record.patient_id: split or BY_TURNS[int(record.patient_id[1:]) % len(BY_TURNS)] for record in records}
     write_manifest(build_table(records, splits=splits), folder.manifest)
     return root
 

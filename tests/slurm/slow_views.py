@@ -1,10 +1,13 @@
 """A plugin of trainings in these tests: `paired_views` that take their time, so that there is a middle to be disturbed in.
 
-The crops are those of `paired_views`: how long they take (`augmentation.seconds`, each study) changes no weight.
+The file `augmentation.pace` holds the seconds that each study takes, and the megabytes that the worker of process 0 takes for
+itself. It may change while a training runs. The crops are those of `paired_views`, whatever it says.
 """
 
+import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,20 +23,24 @@ class SlowPairedViews:
     """Waits, then crops."""
 
     crops: PairedViewAugmentation
-    seconds: float
+    pace: Path
+    taken: bytes = b""
     draws_by_position = True
 
     def __call__(self, sample: StudySample) -> dict[str, Any]:
-        time.sleep(self.seconds)
+        seconds, megabytes = map(float, self.pace.read_text().split())
+        if megabytes and not self.taken and os.environ["SLURM_PROCID"] == "0":
+            self.taken = b"x" * int(megabytes * 1e6)
+        time.sleep(seconds)
         return self.crops(sample)
 
 
 def slow_paired_views(cfg: DictConfig, layout: CropLayout) -> SlowPairedViews:
-    """The augmentation that a configuration's section describes, without its `seconds`, and those."""
-    section = {key: value for key, value in cfg.augmentation.items() if key != "seconds"}
+    """The augmentation that a configuration's section describes, at its `pace`."""
+    section = {key: value for key, value in cfg.augmentation.items() if key != "pace"}
     others = OmegaConf.merge({key: cfg[key] for key in ("crops", "routing", "train")}, {"augmentation": section})
     assert isinstance(others, DictConfig)
-    return SlowPairedViews(paired_views(others, layout), float(cfg.augmentation.seconds))
+    return SlowPairedViews(paired_views(others, layout), Path(cfg.augmentation.pace))
 
 
 def register() -> None:

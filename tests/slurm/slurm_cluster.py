@@ -14,10 +14,12 @@ a requeued job waits for `cred_expire` to pass, a lost node is noticed after `Sl
 import os
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -110,6 +112,14 @@ class Cluster:
         """A node that was lost comes back, empty."""
         self._tell(f"start {node}")
 
+    def freeze(self, node: str) -> None:
+        """The node and everything that runs on it stand still, and say nothing to anybody."""
+        self._tell(f"freeze {node}")
+
+    def thaw(self, node: str) -> None:
+        """A node that stood still goes on where it was, with everything on it."""
+        self._tell(f"thaw {node}")
+
     def end_of_logs(self, n_lines: int = 30) -> str:
         """What slurmctld and every slurmd said last."""
         logs = sorted((self.root / "log").glob("*.log"))
@@ -183,10 +193,7 @@ def serve(root: Path) -> None:
                 break
             for order in os.read(orders.fileno(), 4096).decode().splitlines():
                 verb, _, name = order.partition(" ")
-                nodes[name].kill()
-                nodes[name].wait()
-                if verb == "start":
-                    nodes[name] = _start_node(name)
+                _obey(verb, name, nodes)
     for process in (*nodes.values(), *parts):
         process.kill()
         process.wait()
@@ -194,11 +201,19 @@ def serve(root: Path) -> None:
 
 
 def be_node(name: str) -> None:
-    """The first process of a node: runs slurmd and takes leave of processes that have lost their parents."""
+    """The first process of a node: runs slurmd, passes signals on to all processes of the node, reaps those without parents."""
     socket.sethostname(name)
-    daemon = subprocess.Popen(["slurmd", "-D", "-N", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    null = subprocess.DEVNULL
+    daemon = subprocess.Popen(["slurmd", "-D", "-N", name], stdin=null, stdout=null, stderr=null)
+    threading.Thread(target=_pass_signals_on, daemon=True).start()
     while os.wait()[0] != daemon.pid:
         pass
+
+
+def _pass_signals_on() -> None:
+    """Numbers of signals, one a line on the standard input, go to every process of the node but this one."""
+    for line in sys.stdin:
+        os.kill(-1, int(line))
 
 
 def run(command: Sequence[str]) -> int:
@@ -249,11 +264,24 @@ def _write_settings(root: Path, ports: Sequence[int]) -> None:
     (root / "etc" / "hosts").write_text(f"{Path('/etc/hosts').read_text()}\n{names}")
 
 
-def _start_node(name: str) -> subprocess.Popen[bytes]:
+def _obey(verb: str, name: str, nodes: dict[str, subprocess.Popen[str]]) -> None:
+    if verb in ("freeze", "thaw"):
+        orders = nodes[name].stdin
+        assert orders is not None
+        orders.write(f"{int(signal.SIGSTOP if verb == 'freeze' else signal.SIGCONT)}\n")
+        orders.flush()
+        return
+    nodes[name].kill()
+    nodes[name].wait()
+    if verb == "start":
+        nodes[name] = _start_node(name)
+
+
+def _start_node(name: str) -> subprocess.Popen[str]:
     spool = Path(os.environ["SLURM_CONF"]).parents[1] / "spool" / name
     shutil.rmtree(spool, ignore_errors=True)
     spool.mkdir()
-    return subprocess.Popen([*_UNSHARE, sys.executable, str(_SELF), "node", name])
+    return subprocess.Popen([*_UNSHARE, sys.executable, str(_SELF), "node", name], stdin=subprocess.PIPE, text=True)
 
 
 def _n_idle() -> int:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from killing import ROOT
 
+SITE = Path(__file__).with_name("site.yaml")
+VETDINO = Path(sys.executable).with_name("vetdino")
 TRAIN = ROOT / "dinov2" / "run" / "train" / "train.py"
 PATIENCE_S = 240.0
 """For what should take seconds, on a busy machine."""
@@ -17,23 +19,28 @@ PATIENCE_S = 240.0
 
 def submit(launcher: Path, *arguments: str | Path) -> str:
     """Submit by a launcher's command line; the job's number."""
-    said = succeed(sys.executable, launcher, *arguments)
-    found = re.search(r"\bjob (\d+)", said)
-    assert found is not None, said
-    return found.group(1)
+    return job_numbers(succeed(sys.executable, launcher, "--site", SITE, *arguments))[0]
+
+
+def job_numbers(said: str) -> list[str]:
+    """The jobs that a command tells of having submitted, in its order."""
+    found = list(dict.fromkeys(re.findall(r"\bjob (\d+)", said, flags=re.IGNORECASE)))
+    assert found, said
+    return found
 
 
 def succeed(*command: str | Path) -> str:
-    """Run a command that must succeed; everything that it says.
-
-    Jobs get its environment: they may use a thread each, and find the modules of this folder.
-    """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    """Run a command that must succeed; everything that it says."""
     done = subprocess.run(
-        [str(part) for part in command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, env=job_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     assert done.returncode == 0, f"{command[0]} ... ended with {done.returncode}:\n{done.stdout}"
     return done.stdout
+
+
+def job_environment() -> dict[str, str]:
+    """For commands that submit, whose jobs inherit it: they may use a thread each, and find the modules of this folder."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
 
 
 def facts(job: str) -> Mapping[str, str]:

@@ -7,13 +7,15 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from killing import TINY, Run
-from slurm_jobs import TRAIN, submit, wait_for_state, wait_until
+from slurm_jobs import TRAIN, facts, submit, wait_for_state, wait_until
 from study_factory import make_intake
 
 N_STEPS = 24
-STEP_S = 0.5
-"""How long a step takes, at least, in a training that is to be disturbed; twelve seconds in all."""
+MIDDLE = 6
+"""Steps after which trainings are disturbed."""
 BATCH = 4
+SLOW_STEP_S = 1.0
+"""Least time of a step until the training has been disturbed."""
 OPTIONS = (
     "plugins=[vet_extensions,slow_views]",
     "augmentation.name=slow_paired_views",
@@ -24,10 +26,10 @@ OPTIONS = (
     "train.num_workers=1",
     f"evaluation.eval_period_iterations={N_STEPS}",
 )
+ALONE = ("--nodes", "1", "--ngpus", "1")
 SAVE_OFTEN = "train.checkpoint_period_iterations=3"
 SAVE_AT_THE_END = "train.checkpoint_period_iterations=1000"
 """What is saved before that is saved because of a signal."""
-TWO_BY_TWO = ("--nodes", "2", "--ngpus", "2", "--cpus-per-task", "1", "--timeout", "30")
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,22 @@ class SlurmTraining:
     run: Run
     job: str
 
-    def wait_until_step(self, n: int) -> None:
-        """Until its metrics hold so many steps."""
-        wait_until(lambda: self.run.n_lines() >= n, f"step {n} of job {self.job}\n{self.said()}")
+    def wait_for_its_middle(self) -> None:
+        """Until its metrics hold some steps."""
+        wait_until(lambda: self.run.n_lines() >= MIDDLE, f"step {MIDDLE} of job {self.job}")
+
+    def wait_for_restart(self, what: str) -> None:
+        """Until SLURM has put it back into the queue because of `what`."""
+        wait_until(lambda: facts(self.job)["Restarts"] != "0", f"job {self.job} to go back into the queue: {what}")
 
     def wait_until_done(self) -> None:
-        """Until SLURM calls it completed."""
+        """Until SLURM calls it completed; from here on it makes haste."""
+        set_pace(self.run.out)
         wait_for_state(self.job, "COMPLETED")
 
-    def said(self) -> str:
-        """Its processes' own words, for messages."""
-        return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self.run.out.glob("*_log.*")))
+    def checkpoints(self) -> list[Path]:
+        """Those that are whole, oldest first."""
+        return sorted((self.run.out / "checkpoints").glob("[0-9]*/meta.json"))
 
     def teacher(self) -> dict[str, torch.Tensor]:
         """The weights that the training is for."""
@@ -56,24 +63,18 @@ class SlurmTraining:
 
 
 def start_training(
-    folder: Path,
-    data: Path,
-    *options: str,
-    name: str = "run",
-    step_s: float = STEP_S,
-    submission: Sequence[str] = TWO_BY_TWO,
+    out: Path, data: Path, *options: str, step_s: float = SLOW_STEP_S, submission: Sequence[str] = ()
 ) -> SlurmTraining:
-    """Submit one into `folder`/`name`."""
-    config = folder / "tiny.yaml"
+    """Submit one: two nodes with two processes each, unless `submission` says otherwise."""
+    config, pace = out.with_suffix(".yaml"), set_pace(out, step_s=step_s)
     config.write_text(TINY)
-    pace = f"augmentation.seconds={step_s / BATCH}"
-    run = Run(config, data, folder / name, (*OPTIONS, pace, *options))
+    run = Run(config, data, out, (*OPTIONS, f"augmentation.pace={pace}", *options))
     return SlurmTraining(run, submit(TRAIN, *submission, *run.arguments()))
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What trainings of all tests share, whichever process runs the test."""
+    """What trainings of all tests share, whichever process of pytest runs the test."""
 
     folder: Path
 
@@ -84,17 +85,16 @@ class Scene:
         with FileLock(f"{path}.lock"):
             return path if path.is_dir() else make_intake(path, n_studies=40)
 
-    def undisturbed(self) -> SlurmTraining:
+    def undisturbed(self, submission: Sequence[str] = ()) -> SlurmTraining:
         """A training that nothing happened to; the first to ask waits for it."""
-        job = self.folder / "undisturbed.job"
+        out = self.folder / "".join(("undisturbed", *submission))
+        job = out.with_suffix(".job")
         with FileLock(f"{job}.lock"):
-            if job.is_file():
-                run = Run(self.folder / "tiny.yaml", self.data, self.folder / "undisturbed")
-                return SlurmTraining(run, job.read_text())
-            training = start_training(self.folder, self.data, SAVE_AT_THE_END, name="undisturbed", step_s=0)
-            training.wait_until_done()
-            job.write_text(training.job)
-            return training
+            if not job.is_file():
+                training = start_training(out, self.data, SAVE_AT_THE_END, step_s=0, submission=submission)
+                training.wait_until_done()
+                job.write_text(training.job)
+        return SlurmTraining(Run(out.with_suffix(".yaml"), self.data, out), job.read_text())
 
 
 def assert_ended_alike(one: SlurmTraining, other: SlurmTraining) -> None:
@@ -104,3 +104,10 @@ def assert_ended_alike(one: SlurmTraining, other: SlurmTraining) -> None:
     for a, b in ((one.run.tensors(), other.run.tensors()), (one.teacher(), other.teacher())):
         assert a.keys() == b.keys()
         assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def set_pace(out: Path, *, step_s: float = 0, hunger_mb: float = 0) -> Path:
+    """How fast the training in `out` is from now on, and how much memory a worker of its takes; the file that says so."""
+    pace, new = out.with_suffix(".pace"), out.with_suffix(".new")
+    new.write_text(f"{step_s / BATCH} {hunger_mb}")
+    return new.replace(pace)
