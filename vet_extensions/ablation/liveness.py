@@ -48,7 +48,7 @@ class Queue:
         try:
             answer = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
         except (subprocess.SubprocessError, OSError) as error:
-            logger.warning("SLURM does not tell its queue (%s); no job is taken for ended", type(error).__name__)
+            logger.info("SLURM does not tell its queue (%s); no job is taken for ended", type(error).__name__)
             return cls({}, is_known=False)
         jobs = [QueuedJob(*line.split("|")) for line in answer.stdout.splitlines() if line.count("|") == 2]
         return cls({job.id: job for job in jobs})

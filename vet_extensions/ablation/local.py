@@ -60,7 +60,16 @@ def command(folder: Path, one: Prepared, data: Path) -> list[str]:
     """The command line of a cell's process."""
     processes = one.cell.processes
     several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    program = ["-m", "vet_extensions.ablation.run", str(folder), one.cell.name, "--data", str(data), "--", *one.options]
+    program = [
+        "-m",
+        "vet_extensions.ablation.run",
+        str(folder),
+        one.cell.name,
+        "--data",
+        str(data),
+        "--options",
+        *one.options,
+    ]
     return [sys.executable, *(several if processes > 1 else ["-u"]), *program]
 
 

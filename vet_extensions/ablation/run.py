@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="the ablation's folder")
     parser.add_argument("cell", help="name of the cell's folder")
     parser.add_argument("--data", type=Path, required=True, help="intake folder")
-    parser.add_argument("options", nargs="*", help="key=value pairs, laid over the cell's configuration")
+    parser.add_argument("--options", nargs="*", default=[], help="key=value pairs, laid over the cell's configuration")
     given = parser.parse_args(arguments)
 
     def leave(number: int, _frame: Any) -> None:

@@ -101,8 +101,7 @@ def _run(session: "Session", args: argparse.Namespace, say: Callable[[str], None
         return
     page, is_complete = session.finish()
     say("\n".join(in_words(session.statuses())))
-    say((page.with_suffix(".md")).read_text(encoding="utf-8"))
-    say(f"Open {page} in a browser.")
+    say(f"The table: {page} to open in a browser; as text and for programs beside it.")
     if not is_complete:
         raise typer.Exit(INCOMPLETE)
 
