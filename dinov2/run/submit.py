@@ -4,6 +4,7 @@ A task is a `SubmittedTask`; the options are those of `dinov2.run.options`, with
 """
 
 import argparse
+import io
 import logging
 import os
 import shlex
@@ -11,6 +12,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -212,14 +214,14 @@ def _submit(executor: Any, tasks: Sequence[SubmittedTask]) -> list[Any]:
     from dinov2.distributed.launch import site_variables
 
     kept = site_variables()
+    twice = io.StringIO()  # what sbatch says, which is in the error too
     try:
         # A job that is submitted from within a job or under torchrun would take that one's ranks for its own.
-        with submitit.helpers.clean_env(), environment_variables(**kept):
-            with executor.batch():
-                jobs = [executor.submit(task) for task in tasks]
-            return jobs
+        with submitit.helpers.clean_env(), environment_variables(**kept), redirect_stderr(twice), executor.batch():
+            jobs = [executor.submit(task) for task in tasks]
     except FailedJobError as error:
         raise UserError(f"SLURM refused the job. {str(error).strip()}") from error
+    return jobs
 
 
 def _run_here(executor: Any, tasks: Sequence[SubmittedTask], parallelism: int) -> list[Any]:
@@ -242,11 +244,13 @@ def _run_here(executor: Any, tasks: Sequence[SubmittedTask], parallelism: int) -
 def _python() -> list[str]:
     """This interpreter, with the folders that only this process was told of: a checkout, `PYTHONPATH`, users' plugins."""
     standard = Path(sysconfig.get_path("stdlib")).resolve()
+    programs = Path(sysconfig.get_path("scripts")).resolve()  # first on the path of a program that pip installed
     folders = dict.fromkeys(Path(entry).resolve() for entry in sys.path)  # "" is the current folder
     told = [
         str(folder)
         for folder in folders
         if folder.is_dir()
+        and folder != programs
         and standard not in (folder, *folder.parents)
         and folder.name not in ("site-packages", "dist-packages")
     ]

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
 from dinov2.run import launcher, options, site
 from dinov2.run.submit import get_args_parser, get_shared_folder, submit_jobs
@@ -149,10 +148,11 @@ def test_without_an_output_folder_the_runs_lie_in_the_current_one(slurm, tmp_pat
     assert (tmp_path / "runs" / "4711" / "4711_submitted.pkl").is_file()
 
 
-def test_a_refusal_of_slurm_is_shown(slurm, tmp_path):
+def test_a_refusal_of_slurm_is_shown_once(slurm, tmp_path, capsys):
     make_program(tmp_path / "programs", "sbatch", "#!/bin/sh\necho 'Invalid account specified' >&2\nexit 1\n")
     with pytest.raises(UserError, match="Invalid account specified"):
         submit_jobs(Trainer, parse("--output-dir", str(tmp_path / "run")), "dinov2:train")
+    assert "Invalid account" not in capsys.readouterr().err
 
 
 def test_without_slurm_the_ways_to_run_here_are_named(no_slurm, tmp_path):
@@ -190,29 +190,6 @@ def test_a_requeued_training_goes_on_from_its_checkpoint():
     assert (again.args.output_dir, again.args.opts) == ("run", ["optim.epochs=2"])
 
 
-class Interrupted(Trainer):
-    """A training whose process is told to leave, and that fails on the way out as torch's checkpoint writer does."""
-
-    def _setup_args(self) -> None:
-        pass
-
-    def _main(self, args: argparse.Namespace) -> None:
-        if args.at_time_limit:
-            self.checkpoint()
-        raise RuntimeError("SystemExit was swallowed")
-
-
-def test_an_error_on_the_way_to_the_queue_does_not_end_the_job():
-    with pytest.raises(SystemExit) as exit_info:
-        Interrupted(argparse.Namespace(at_time_limit=True))()
-    assert exit_info.value.code == LOCAL_REQUEUE_RETURN_CODE
-
-
-def test_any_other_error_does():
-    with pytest.raises(RuntimeError):
-        Interrupted(argparse.Namespace(at_time_limit=False))()
-
-
 class FinishedTask:
     def __init__(self, number: int, problem: str | None) -> None:
         self.problem = None if problem is None else RuntimeError(f"Traceback\n{problem}\n\n{'-' * 22}\nsee the logs")
@@ -248,29 +225,6 @@ def test_other_failures_are_told_whole():
 
 def test_a_job_without_failures_raises_nothing():
     launcher.raise_failure(make_job(None, None))
-
-
-@pytest.mark.parametrize(
-    ("n_tasks", "announced"), [("2", {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}), ("1", {})]
-)
-def test_a_process_of_a_local_job_learns_its_place(n_tasks, announced, monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "before")
-        monkeypatch.delenv(name)  # so that what the job sets is taken back after the test
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
-    for name, value in {
-        "JOB_ID": "77",
-        "NTASKS": n_tasks,
-        "JOB_NUM_NODES": "1",
-        "GLOBALID": "1",
-        "LOCALID": "1",
-    }.items():
-        monkeypatch.setenv(f"SUBMITIT_LOCAL_{name}", value)
-    task = Trainer(parse("--output-dir", "run/%j"))
-    task._setup_args()
-    assert task.args.output_dir == "run/77"
-    assert {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ} == announced
-    assert os.environ.get("MASTER_ADDR") == ("127.0.0.1" if announced else None)
 
 
 @pytest.mark.parametrize("cluster", [None, *ClusterType])
