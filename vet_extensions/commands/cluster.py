@@ -143,8 +143,9 @@ def _submit_verb(words: list[str], args: argparse.Namespace, *, run_verb: RunVer
     if args.dry_run:
         say(f"$ {_in_one_line(words)}\n{describe_submission([task], args, name=name, folder=folder)}")
         return
+    say(f"{_in_one_line(words)}\nLogs: {folder}")
     (job,) = submit_tasks([task], args, name=name, folder=folder)
-    say(f"Job {job.job_id}: {_in_one_line(words)}\nIts log: {job.paths.stdout}")
+    say(f"Job {job.job_id}: {job.paths.stdout} and .err")
     _raise_if_it_failed_here(job, args)
 
 
@@ -231,7 +232,8 @@ def _submit_parts(
     array = reading[0].job_id.partition("_")[0] if reading else None
     task = _merge_task(intake, logs, run_verb, folder)
     (merging,) = submit_tasks([task], args, name="vetdino-merge", folder=folder, after=array)
-    say((f"Parts: job {array}. " if array else "") + f"Merge, when the parts have ended: job {merging.job_id}.")
+    if args.cluster == "slurm":
+        say((f"Parts: job {array}. " if array else "") + f"Merge, when the parts have ended: job {merging.job_id}.")
     say(f"It tells which parts failed, if any: {merging.paths.stdout} and .err")
     _raise_if_it_failed_here(merging, args)
     say(f"Then look at what there is: vetdino check {shlex.quote(str(intake.out))}")
