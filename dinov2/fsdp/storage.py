@@ -54,10 +54,20 @@ _SAFE_NAMES = {
 class TensorFolder:
     """Writes and reads one folder. With several processes every method is called by all of them, unless it says otherwise."""
 
-    def __init__(self, folder: str | Path, *, group: dist.ProcessGroup | None = None) -> None:
-        """group: the processes' own channel, for writing beside a training that uses the default one."""
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        group: dist.ProcessGroup | None = None,
+        before_naming: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        group: the processes' own channel, for writing beside a training that uses the default one. before_naming: called by the
+            main process when all is written; what it raises keeps the folder from getting its name.
+        """
         self.folder = Path(folder)
         self._group = group
+        self._before_naming = before_naming
         self._alone = distributed.get_global_size() == 1
         self._rank = distributed.get_global_rank()
 
@@ -123,6 +133,7 @@ class TensorFolder:
         (self._partial / META).write_text(json.dumps(meta, indent=2) + "\n")
         flush(self._partial / META)
         flush(self._partial)
+        self._before_naming()
         if self.folder.exists():
             shutil.rmtree(self.folder)  # an earlier run of the same step; its replacement is whole and flushed
         self._partial.rename(self.folder)

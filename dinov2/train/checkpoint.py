@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from dinov2 import distributed
 from dinov2.fsdp.storage import TensorFolder, read_meta
+from dinov2.train.run_folder import expect_ownership
 from dinov2.utils.errors import UserError
 
 logger = logging.getLogger("dinov2")
@@ -58,7 +59,12 @@ class Checkpointer:
     def save(self, state: TrainingState, *, iteration: int) -> Path:
         """Write the state after `iteration` (0-based index of the last finished step); older ones beyond `keep` go."""
         self.wait()
-        folder = TensorFolder(self.folder / f"{iteration:07d}", group=self._group)
+        expect_ownership(self.folder.parent)
+        folder = TensorFolder(
+            self.folder / f"{iteration:07d}",
+            group=self._group,
+            before_naming=lambda: expect_ownership(self.folder.parent),
+        )
         facts = {"iteration": iteration, **state.facts}
         with self._explained(folder):
             folder.prepare()

@@ -12,20 +12,27 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dinov2 import distributed
+from dinov2.distributed.launch import find_launch
 from dinov2.fsdp import full_tensor
 from dinov2.train.batches import make_batches
 from dinov2.train.checkpoint import Checkpointer
 from dinov2.train.guard import NonFiniteLossError
 from dinov2.train.precision import autocast_dtype
-from dinov2.train.run_folder import claim_output_dir, set_aside_checkpoints, sole_owner
+from dinov2.train.run_folder import (
+    claim_output_dir,
+    expect_ownership,
+    keep_total_batch,
+    set_aside_checkpoints,
+    sole_owner,
+)
 from dinov2.train.run_log import METRICS_FILE, RunLog
 from dinov2.train.schedules import apply_optim_scheduler, build_schedulers
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 from dinov2.train.trainer import Batch, Trainer, build_optimizer
-from dinov2.utils.config import setup, write_config
+from dinov2.utils.config import get_cfg_from_args, setup, write_config
 from dinov2.utils.device import cpu_threads, resolve_device
 from dinov2.utils.errors import UserError
-from dinov2.utils.stop import StopRequested, StopRequests, stop_requests
+from dinov2.utils.stop import StopRequested, StopRequests, SupersededError, stop_requests
 
 logger = logging.getLogger("dinov2")
 
@@ -73,6 +80,7 @@ def do_test(cfg: DictConfig, model: SSLMetaArch, iteration: int | str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / ".teacher_checkpoint.partial"
         torch.save({"teacher": state}, temporary)
+        expect_ownership(Path(cfg.train.output_dir))
         temporary.replace(path)
     return path
 
@@ -109,9 +117,10 @@ def do_train(cfg: DictConfig, model: SSLMetaArch, resume: bool = False) -> dict[
         trainer.load_random_states(stored)
     try:
         with contextlib.ExitStack() as stack:
+            stop = stack.enter_context(stop_requests())  # until the last checkpoint is written
             stack.callback(log.close)
             stack.callback(checkpointer.wait)
-            _steps(cfg, trainer, checkpointer, batches, log, start)
+            _steps(cfg, trainer, checkpointer, batches, log, start, stop)
     except Exception as error:
         newest = checkpointer.describe_newest()
         said = str(error) if newest in str(error) else f"{str(error).rstrip('. ')}. {newest}"
@@ -128,6 +137,7 @@ def _steps(
     batches: Iterable[Sequence[Batch]],
     log: RunLog,
     start: int,
+    stop: StopRequests,
 ) -> None:
     """The steps from `start` to the last one, with what happens between them."""
     period = cfg.train.checkpoint_period_iterations or 3 * cfg.train.OFFICIAL_EPOCH_LENGTH
@@ -144,35 +154,43 @@ def _steps(
         trainer.read()
         record_read()
 
-    with stop_requests() as stop:
+    def save_when_due(iteration: int) -> None:
+        is_last, stopping = iteration == last, _asked_to_stop(stop, checkpointer.folder.parent)
+        if (iteration + 1) % period == 0 or is_last or stopping:
+            read_all()
+            checkpointer.save(trainer.state(iteration, meters=log.metrics.state()), iteration=iteration)
+        if stopping and not is_last:
+            checkpointer.wait()
+            logger.info("stopped after iteration %d; the same command goes on from there", iteration)
+            raise StopRequested(stopping)
 
-        def save_when_due(iteration: int) -> None:
-            is_last, stopping = iteration == last, _anyone(stop)
-            if (iteration + 1) % period == 0 or is_last or stopping:
-                read_all()
-                checkpointer.save(trainer.state(iteration, meters=log.metrics.state()), iteration=iteration)
-            if stopping and not is_last:
-                checkpointer.wait()
-                logger.info("stopped after iteration %d; the same command goes on from there", iteration)
-                raise StopRequested(stopping)
-
-        # Not in the loop's body: a kill between saving a step and writing its line would lose the line.
-        log.metrics.between_steps = save_when_due
-        steps = log.metrics.log_every(batches, cfg.train.log_period_iterations, "Training", last + 1, start)
-        for iteration, step_batches in enumerate(steps, start):
-            log.start(step_batches)
-            trainer.train_step(step_batches, iteration, read=iteration % read_every == 0 or log.is_due(iteration))
-            record_read()
-            if eval_period > 0 and ((iteration + 1) % eval_period == 0 or iteration == last):
-                read_all()
-                do_test(cfg, trainer.model, f"training_{iteration}")
+    # Not in the loop's body: a kill between saving a step and writing its line would lose the line.
+    log.metrics.between_steps = save_when_due
+    steps = log.metrics.log_every(batches, cfg.train.log_period_iterations, "Training", last + 1, start)
+    for iteration, step_batches in enumerate(steps, start):
+        log.start(step_batches)
+        trainer.train_step(step_batches, iteration, read=iteration % read_every == 0 or log.is_due(iteration))
+        record_read()
+        if eval_period > 0 and ((iteration + 1) % eval_period == 0 or iteration == last):
+            read_all()
+            do_test(cfg, trainer.model, f"training_{iteration}")
 
 
-def _anyone(stop: StopRequests) -> int:
-    """The signal by which some process was asked to stop, 0 for none: they must leave together."""
-    asked = torch.tensor([stop.number])
+def _asked_to_stop(stop: StopRequests, output: Path) -> int:
+    """The signal by which some process was asked to stop, 0 for none: they must leave together.
+
+    All leave also when a later start of the run has taken the folder over.
+    """
+    taken_over = None
+    try:
+        expect_ownership(output)
+    except SupersededError as error:
+        taken_over = error
+    asked = torch.tensor([stop.number, int(taken_over is not None)])
     distributed.all_reduce_max(asked)
-    return int(asked)
+    if asked[1]:
+        raise taken_over or SupersededError("the main process has lost the output folder to a later start: leaving")
+    return int(asked[0])
 
 
 def _drop_metrics_after(path: Path, start: int) -> None:
@@ -192,13 +210,26 @@ def _drop_metrics_after(path: Path, start: int) -> None:
 def main(args: argparse.Namespace) -> dict[str, float]:
     """Set up and train, or with `--eval-only` write the teacher of the newest checkpoint."""
     with distributed.session(), contextlib.ExitStack() as stack:
+        launch = find_launch()
+        other_batches: list[str] = []
+        if launch.attempt > 0:  # a scheduler started the run anew: it goes on, perhaps on another number of processes
+            other_batches = keep_total_batch(get_cfg_from_args(args), world_size=distributed.get_global_size())
+            args = argparse.Namespace(
+                **{**vars(args), "no_resume": False, "opts": [*(args.opts or []), *other_batches]}
+            )
         cfg = setup(args, before_writing=claim_output_dir)
         output = Path(cfg.train.output_dir)
-        distributed.on_main(lambda: stack.enter_context(sole_owner(output)))
+        distributed.on_main(lambda: stack.enter_context(sole_owner(output, job=launch.job, attempt=launch.attempt)))
         stack.enter_context(cpu_threads(cfg.train.cpu_threads))
         if args.no_resume:
             distributed.on_main(lambda: set_aside_checkpoints(output))
         distributed.on_main(lambda: write_config(cfg, output))
+        if other_batches:
+            logger.warning(
+                "another number of processes than before, %d: %s keep the samples a step and their order; rounding and random "
+                "numbers do change",
+                *(distributed.get_global_size(), " and ".join(other_batches)),
+            )
         logger.info("configuration:\n%s", OmegaConf.to_yaml(cfg))
         device = resolve_device(cfg.train.device)
         if device.type == "cuda":

@@ -1,4 +1,7 @@
-"""The request to leave, that a signal makes: raised by the train loop when it has saved, and by the tasks of jobs."""
+"""Leaving on request: what a signal raises, and how the train loop takes it down until it has saved.
+
+Called by the train loop, and by the tasks of submitted jobs (`dinov2.run.task`), which put the job back into the queue.
+"""
 
 import contextlib
 import logging
@@ -19,16 +22,19 @@ class StopRequested(KeyboardInterrupt):
 
     def __init__(self, number: int) -> None:
         """number: of the signal; the highest one, where processes that leave together got several."""
-        super().__init__(signal.Signals(number).name)
+        super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number = number
 
 
-def warning_signal() -> signal.Signals:
-    """The signal by which submitit and SLURM warn a job of its end: USR2, or what `SUBMITIT_PREEMPT_SIGNAL` names."""
-    from dinov2.distributed.launch import site_variables
+class SupersededError(KeyboardInterrupt):
+    """A later start of the same run has taken over its folder: this process writes nothing more and leaves."""
 
-    name = site_variables().get("SUBMITIT_PREEMPT_SIGNAL", "USR2")
-    return signal.Signals[f"SIG{name}"]
+
+def warning_signal() -> signal.Signals:
+    """The signal by which a job is warned of its end: USR2, or the one that `SUBMITIT_PREEMPT_SIGNAL` names."""
+    from submitit.core.job_environment import JobEnvironment
+
+    return signal.Signals[f"SIG{JobEnvironment.USR_SIG}"]
 
 
 @dataclass
@@ -42,24 +48,25 @@ class StopRequests:
 def stop_requests() -> Iterator[StopRequests]:
     """Takes SIGINT, SIGTERM and the warning of a job's end down, so that the loop can save and leave between two steps.
 
-    A second signal of the same kind acts at once. Outside the main thread, where handlers cannot be set, nothing changes.
+    A second Ctrl-C acts at once; a scheduler repeats its own signals, and they must not break off the saving. Outside the main
+    thread, where handlers cannot be set, nothing changes.
     """
     stop = StopRequests()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    numbers = (signal.SIGINT, signal.SIGTERM, warning_signal())
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, warning_signal())}
 
-    def on_signal(number: Any, _frame: Any) -> None:
+    def on_signal(number: int, _frame: Any) -> None:
         logger.info("%s received: finishing this step, then saving", signal.Signals(number).name)
         stop.number = max(stop.number, number)
-        signal.signal(number, before[number])
+        if number == signal.SIGINT:
+            signal.signal(number, before[signal.SIGINT])
 
-    for number in numbers:
+    for number in before:
         signal.signal(number, on_signal)
     try:
         yield stop
     finally:
-        for number in numbers:
-            signal.signal(number, before[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -219,4 +219,4 @@ def test_a_killed_runs_folder_is_free_as_soon_as_its_workers_have_noticed(tmp_pa
     assert subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == -signal.SIGKILL
     assert not is_free(tmp_path)
     with sole_owner(tmp_path):
-        assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
+        assert json.loads((tmp_path / ".lock").read_text())["process"] == os.getpid()
