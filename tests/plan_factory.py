@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from vet_extensions.ablation.cells import Cell, cell_folder, write_index
-from vet_extensions.ablation.state import take
+from vet_extensions.ablation.prepare import Prepared
+from vet_extensions.ablation.state import Attempt, take
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,6 +56,18 @@ def make_ablation(folder: Path, *, seeds: int = 3) -> list[Cell]:
     return cells
 
 
-def take_cell(folder: Path, cell: Cell, owner: Mapping[str, Any]):
-    """As the process of a cell does at its start."""
+def take_cell(folder: Path, cell: Cell, owner: Mapping[str, Any]) -> Attempt:
+    """As the process of a cell does at its start; it must be free."""
+    attempt = try_to_take(folder, cell, owner)
+    assert attempt is not None
+    return attempt
+
+
+def try_to_take(folder: Path, cell: Cell, owner: Mapping[str, Any]) -> Attempt | None:
+    """The same, whether it is free or not."""
     return take(cell_folder(folder, cell), owner=owner, log=f"cells/{cell.name}/log.txt")
+
+
+def prepared(cell: Cell, *options: str) -> Prepared:
+    """A cell with the options of its start, and no configuration."""
+    return Prepared(cell, OmegaConf.create(), options, facts={})

@@ -1,4 +1,4 @@
-"""The training configuration of one cell: the plan's base, the options of its arms, its seed; and the placeholders in it.
+"""The training configuration of one cell: the plan's base, the options of its arms; and the placeholders in it.
 
 `resolve` keeps placeholders as they are, so that a cell's configuration names no path of a machine; `filled_options` gives
 what a start lays over it. Called by `vetdino ablate`, before anything runs: an option that cannot be is told then.
@@ -27,15 +27,14 @@ _OF_THE_CELL = {
 }
 
 
-def resolve(plan: Plan, arms: Arms, seed: int) -> DictConfig:
-    """Every key of a cell's training configuration, placeholders unfilled; raises `UserError` for what cannot be."""
+def resolve(plan: Plan, arms: Arms) -> DictConfig:
+    """Every key of a cell's training configuration but its seed, placeholders unfilled; `UserError` for what cannot be."""
     options = plan.options_of(arms)
     _check_keys(plan)
     dataset = {key.removeprefix(DATASET): value for key, value in options.items() if key.startswith(DATASET)}
     training = {key: value for key, value in options.items() if not key.startswith(DATASET)}
     path = str(training.get(_DATASET_PATH, DEFAULT_DATASET))
     training[_DATASET_PATH] = ":".join([path, *(f"{key}={value}" for key, value in dataset.items())])
-    training["train.seed"] = seed
     return get_cfg_from_args(Namespace(config_file=str(plan.base), opts=_dotlist(training), output_dir=""))
 
 

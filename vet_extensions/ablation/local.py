@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 from dinov2.distributed.launch import visible_devices
-from vet_extensions.ablation.cells import CELLS_FOLDER, DONE, RUNNING, STATE_FILE, WAITING, cell_folder, read_json
+from vet_extensions.ablation.cells import CELLS_FOLDER, RUNNING, STATE_FILE, WAITING, cell_folder, read_json
 from vet_extensions.ablation.liveness import Queue
 from vet_extensions.ablation.prepare import Prepared
 from vet_extensions.ablation.run import LOG_FILE, STOPPED
 from vet_extensions.ablation.state import fail_unstarted, tail
-from vet_extensions.ablation.status import look
+from vet_extensions.ablation.status import look, steps_of
 
 POLL_S = 0.5
 OnProgress = Callable[[int, int], None]
@@ -40,8 +40,7 @@ def run_local(
                 _note_end(folder, name, own.pop(name).process.returncode)
             statuses = look(folder, queue=Queue({}, is_known=False))
             running = {status.cell.name for status in statuses if status.state == RUNNING}
-            done = sum(status.cell.steps if status.state == DONE else status.steps for status in statuses)
-            on_progress(done, sum(status.cell.steps for status in statuses))
+            on_progress(*steps_of(statuses))
             if not waiting and not running and not own:
                 return
             while waiting and len(running | own.keys()) < (jobs or max(1, len(gpus) // waiting[0].cell.processes)):

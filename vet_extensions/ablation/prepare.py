@@ -53,11 +53,13 @@ def prepare(plan: Plan, *, data: Path, processes: int, values: Mapping[str, str]
     suite, content = plan.suite(), Manifest.open(data).content_hash
     prepared: dict[str, Prepared] = {}
     codes: dict[tuple[str, ...], str] = {}
-    for arms in plan.combinations():
-        _check(resolve(plan, arms, plan.seeds[0]), values, origin=arms)
+    configs = [(arms, resolve(plan, arms)) for arms in plan.combinations()]
+    for arms, config in configs:
+        _check(config, values, origin=arms)
     for seed in plan.seeds:
-        for arms in plan.combinations():
-            config = resolve(plan, arms, seed)
+        for arms, config in configs:
+            config = config.copy()
+            config.train.seed = seed
             plugins = tuple(config.plugins)
             code = codes.setdefault(plugins, code_hash(plugins))
             digest = cell_hash(config, processes=processes, suite=suite, data=content, code=code, values=values)

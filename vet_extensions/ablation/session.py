@@ -21,7 +21,7 @@ from vet_extensions.ablation.plan import Plan, read_plan
 from vet_extensions.ablation.prepare import Prepared, check_folder, prepare, write_folder
 from vet_extensions.ablation.run import cell_task
 from vet_extensions.ablation.state import release
-from vet_extensions.ablation.status import CellStatus, is_at_work, look
+from vet_extensions.ablation.status import CellStatus, is_at_work, look, steps_of
 from vet_extensions.ablation.submissions import complete_records, describe_cells, submit_cells
 from vet_extensions.errors import UserError
 
@@ -104,9 +104,12 @@ class Session:
     def wait(self, *, on_progress: OnProgress) -> None:
         """Wait until nobody works on a cell any more."""
         while any(map(is_at_work, statuses := self.statuses())):
-            done = sum(status.cell.steps if status.state == DONE else status.steps for status in statuses)
-            on_progress(done, sum(status.cell.steps for status in statuses))
+            on_progress(*steps_of(statuses))
             time.sleep(WAIT_POLL_S)
+
+    def is_at_work(self) -> bool:
+        """Whether cells run or wait in the queue."""
+        return any(map(is_at_work, self.statuses()))
 
     def finish(self) -> tuple[Path, bool]:
         """Write the table; returns its page, and whether every cell is done."""

@@ -47,6 +47,12 @@ def is_at_work(status: CellStatus) -> bool:
     return status.state == RUNNING or status.queued
 
 
+def steps_of(statuses: Sequence[CellStatus]) -> tuple[int, int]:
+    """(optimisation steps done, in all) of these cells."""
+    done = sum(status.cell.steps if status.state == DONE else status.steps for status in statuses)
+    return done, sum(status.cell.steps for status in statuses)
+
+
 def look(folder: Path, *, cells: Sequence[Cell] | None = None, queue: Queue | None = None) -> list[CellStatus]:
     """The state of cells in their order. cells: those of the plan in `folder`; queue: SLURM's, asked for where not given."""
     queue = Queue.ask() if queue is None else queue

@@ -89,15 +89,16 @@ def _is_wanted(session: "Session", args: argparse.Namespace) -> bool:
 
 
 def _run(session: "Session", args: argparse.Namespace, say: Callable[[str], None]) -> None:
-    from vet_extensions.ablation.status import in_words
+    from vet_extensions.ablation.status import in_words, steps_of
 
     with Progress("ablation", unit="steps") as progress:
+        progress.skip(steps_of(session.statuses())[0])
         job = session.start(on_progress=progress)
         if session.args.cluster == "slurm" and args.wait:
             session.wait(on_progress=progress)
     if job is not None:
         say(f"Submitted as job {job}; a job after it writes the table. How far it is: the same command with --status")
-    if session.args.cluster == "slurm" and not args.wait:
+    if session.args.cluster == "slurm" and not args.wait and session.is_at_work():
         return
     page, is_complete = session.finish()
     say("\n".join(in_words(session.statuses())))

@@ -17,7 +17,7 @@ from vet_extensions.evaluation.results import SuiteConfig
 @pytest.fixture
 def config(tmp_path):
     plan = read_plan(write_plan(tmp_path, options={"student.pretrained_weights": "{weights}"}))
-    return resolve(plan, plan.baseline, 0)
+    return resolve(plan, plan.baseline)
 
 
 def hashed(config, *, processes=1, suite=None, data="d", code="c", weights="none"):
@@ -68,6 +68,7 @@ def test_the_code_of_a_plugin_counts(tmp_path, monkeypatch):
     assert code_hash(["some_users_plugin"]) != before != code_hash([])
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_load_nothing_that_is_not_hashed():
     program = """
 import sys

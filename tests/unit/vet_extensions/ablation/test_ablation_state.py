@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from plan_factory import make_ablation, take_cell
+from plan_factory import make_ablation, take_cell, try_to_take
 
 from vet_extensions.ablation import state as state_module
 from vet_extensions.ablation.cells import DONE, FAILED, RUNNING, WAITING, cell_folder, read_cells, read_json
@@ -42,18 +42,18 @@ def test_a_cell_that_finishes_is_done_and_never_taken_again(tmp_path, cell):
     attempt = take_cell(tmp_path, cell, {"job": "1"})
     assert attempt.finish(processes=2, device="cpu")
     assert state_of(tmp_path, cell)["state"] == DONE
-    assert take_cell(tmp_path, cell, {"job": "2"}) is None
+    assert try_to_take(tmp_path, cell, {"job": "2"}) is None
 
 
 def test_a_cell_at_work_is_left_alone(tmp_path, cell):
     take_cell(tmp_path, cell, owner_process(os.getppid()))
-    assert take_cell(tmp_path, cell, owner_process(os.getpid())) is None
+    assert try_to_take(tmp_path, cell, owner_process(os.getpid())) is None
 
 
 def test_a_requeued_job_takes_its_cell_back(tmp_path, cell, monkeypatch):
     monkeypatch.setattr(Queue, "ask", lambda: queue_of(job_1="RUNNING"))
     take_cell(tmp_path, cell, {"job": "1"})
-    assert take_cell(tmp_path, cell, {"job": "1"}) is not None
+    assert try_to_take(tmp_path, cell, {"job": "1"}) is not None
 
 
 def test_an_attempt_that_was_superseded_writes_nothing(tmp_path, cell):

@@ -4,7 +4,7 @@ import argparse
 from types import SimpleNamespace
 
 import pytest
-from plan_factory import make_ablation, take_cell
+from plan_factory import make_ablation, prepared, take_cell
 
 from vet_extensions.ablation import status, submissions
 from vet_extensions.ablation.cells import DONE, FAILED, WAITING
@@ -39,7 +39,7 @@ class Slurm:
 def submit(tmp_path, monkeypatch):
     def submit_all(slurm, n=3):
         monkeypatch.setattr(submissions, "submit_tasks", slurm.submit_tasks)
-        cells = [SimpleNamespace(cell=cell, options=("a=1",)) for cell in make_ablation(tmp_path, seeds=n)]
+        cells = [prepared(cell, "a=1") for cell in make_ablation(tmp_path, seeds=n)]
         args = argparse.Namespace(ngpus=8, nodes=2, given={"ngpus"})
         return submit_cells(tmp_path, cells, name="small", data=tmp_path, args=args, jobs=2)
 
