@@ -18,6 +18,7 @@ from dinov2.data.datasets.extended import StandardTransform
 from dinov2.data.registry import DATASETS, DatasetFactory
 from dinov2.data.samplers import EpochSampler, InfiniteSampler, SeededInfiniteSampler, ShardedInfiniteSampler
 from dinov2.utils.errors import UserError
+from dinov2.utils.stop import warning_signal
 
 logger = logging.getLogger("dinov2")
 
@@ -228,8 +229,10 @@ def _worker_seed_generator(seed: int, advance: int) -> torch.Generator:
 
 
 def _init_worker(worker_id: int) -> None:
-    """One thread a worker, deaf to the signals that ask the *main* process to save and stop, or that a scheduler sends to all."""
+    """One thread a worker, deaf to the signals that ask the *main* process to save and stop: a scheduler sends them to all.
+
+    It still goes with its parent, for which torch's workers look every few seconds.
+    """
     torch.set_num_threads(1)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, warning_signal()}:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,6 +1,9 @@
 """Data set strings, samplers by type, and loaders."""
 
+import multiprocessing
+import os
 import pickle
+import signal
 
 import pytest
 import torch
@@ -196,3 +199,21 @@ def test_workers_are_seeded_by_the_loaders_seed_and_advance():
 
 def test_a_worker_uses_one_thread():
     assert load(Threads(), 1, num_workers=1) == [[1, 1]]
+
+
+class Signalled:
+    """Each sample comes with signals to whoever makes it."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            os.kill(os.getpid(), number)
+        return index
+
+
+def test_a_worker_outlives_the_signals_that_a_scheduler_sends_to_all_and_ends_with_its_loader():
+    loader = make_data_loader(dataset=Signalled(), batch_size=2, num_workers=1, sampler_type=None)
+    assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3]]
+    assert multiprocessing.active_children() == []
