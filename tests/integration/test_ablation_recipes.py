@@ -56,7 +56,7 @@ def intake(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A backbone file that fits a cell made small."""
     plan = read_plan(ROOT / "configs" / "ablation" / "initial_weights.yaml")
-    student, _, _ = build_model_from_cfg(small(resolve(plan, plan.baseline, 0)))
+    student, _, _ = build_model_from_cfg(small(resolve(plan, plan.baseline)))
     path = tmp_path_factory.mktemp("weights") / "backbone.pth"
     torch.save(student.state_dict(), path)
     return path
@@ -68,7 +68,7 @@ def small(config: DictConfig, *options: str) -> Any:
 
 def cells(path: Path) -> list[tuple[Plan, Mapping[str, str], DictConfig]]:
     plan = read_plan(path)
-    return [(plan, arms, resolve(plan, arms, plan.seeds[0])) for arms in plan.combinations()]
+    return [(plan, arms, resolve(plan, arms)) for arms in plan.combinations()]
 
 
 def budget(config: DictConfig) -> dict[str, Any]:
