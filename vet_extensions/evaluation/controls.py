@@ -24,6 +24,7 @@ from dinov2.eval.run_folder import find_run, iteration_of, preprocessing_of
 from dinov2.models import build_model_from_cfg
 from dinov2.utils.files import file_sha256
 from vet_extensions.errors import UserError
+from vet_extensions.evaluation.cohort import LabelledImages
 from vet_extensions.evaluation.features import (
     HASH_DIGITS,
     FeatureCache,
@@ -35,7 +36,6 @@ from vet_extensions.evaluation.features import (
     prepare_image,
     short_hash,
 )
-from vet_extensions.evaluation.probes import Archive
 from vet_extensions.evaluation.results import SuiteConfig
 from vet_extensions.schema import Split
 
@@ -62,7 +62,7 @@ class Subject:
 
 def trained_subjects(
     runs: Sequence[str | Path],
-    archive: Archive,
+    archive: LabelledImages,
     config: SuiteConfig,
     *,
     cache: FeatureCache | None,
@@ -95,7 +95,7 @@ def trained_subjects(
 
 def control_subjects(
     runs: Sequence[str | Path],
-    archive: Archive,
+    archive: LabelledImages,
     config: SuiteConfig,
     *,
     cache: FeatureCache | None,
@@ -133,7 +133,7 @@ def control_subjects(
 
 def embed_checkpoint(
     checkpoint: Path,
-    archive: Archive,
+    archive: LabelledImages,
     config: SuiteConfig,
     on_progress: OnProgress | None = None,
     *,
@@ -288,7 +288,7 @@ def _embed_cached(
     build: Callable[[], nn.Module],
     weights_key: str,
     run_config: DictConfig,
-    archive: Archive,
+    archive: LabelledImages,
     config: SuiteConfig,
     on_progress: OnProgress | None = None,
     *,
@@ -316,12 +316,14 @@ def _embed_cached(
     return cache.get(key, compute).cls
 
 
-def _raw_pixel_control(archive: Archive, on_progress: OnProgress | None = None) -> NDArray[np.float32]:
+def _raw_pixel_control(archive: LabelledImages, on_progress: OnProgress | None = None) -> NDArray[np.float32]:
     is_bank = archive.cohort.split == Split.TRAIN
     return raw_pixel_features(_all_raw_pixels(archive, on_progress), is_bank=is_bank)
 
 
-def _cca_control(archive: Archive, on_progress: OnProgress | None = None, *, is_shuffled: bool) -> NDArray[np.float32]:
+def _cca_control(
+    archive: LabelledImages, on_progress: OnProgress | None = None, *, is_shuffled: bool
+) -> NDArray[np.float32]:
     cohort, is_bank = archive.cohort, archive.cohort.split == Split.TRAIN
     pairs = pair_views(cohort.family, study_codes=cohort.study_codes, is_bank=is_bank)
     pairs = pairs.shuffled(seed=0) if is_shuffled else pairs
@@ -329,7 +331,7 @@ def _cca_control(archive: Archive, on_progress: OnProgress | None = None, *, is_
     return cca_features(vectors, family=cohort.family, pairs=pairs, is_bank=is_bank)
 
 
-def _all_raw_pixels(archive: Archive, on_progress: OnProgress | None) -> NDArray[np.float32]:
+def _all_raw_pixels(archive: LabelledImages, on_progress: OnProgress | None) -> NDArray[np.float32]:
     vectors = raw_pixels(archive.reader, row_index=np.arange(len(archive.cohort.split)))
     if on_progress is not None:
         on_progress(len(vectors), len(vectors))

@@ -2,15 +2,13 @@
 
 A label value counts only if it is 0 or 1: missing (-128) and uncertain (-1) images have no vote and no loss for that label.
 Both probes return the scores of every hyper-parameter candidate (`Candidates`); the choice is made on the validation split
-alone. The suite calls `knn_probe` and `linear_probe`; `knn_scores` and `fit_logistic` are the two algorithms. `open_archive` and
-`Cohort` say what is judged: the images of an intake folder, or its studies.
+alone. The suite calls `knn_probe` and `linear_probe`; `knn_scores` and `fit_logistic` are the two algorithms.
 
 Shape legend: n images, D feature width, L labels, G candidates (values of k, or of C), P = G * L regression problems.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,11 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vet_extensions.errors import UserError
-from vet_extensions.evaluation.features import PixelsSource
 from vet_extensions.evaluation.metrics import AUROC, is_known, label_metrics, macro
-from vet_extensions.manifest import Manifest
-from vet_extensions.schema import Split, view_family
-from vet_extensions.shards import ShardReader
 
 _BANK_BLOCK = 65_536
 """Bank rows compared at once: with 1,024 queries, 256 MB of similarities."""
@@ -38,75 +32,6 @@ class ProbeData:
 
     features: NDArray[np.floating]
     labels: NDArray[np.integer]
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """The rows to be judged: images, or studies. All arrays have one entry a row; labels: [n, L] int8."""
-
-    split: NDArray[np.str_]
-    family: NDArray[np.str_]
-    patient_codes: NDArray[np.integer]
-    study_codes: NDArray[np.integer]
-    labels: NDArray[np.integer]
-
-    def by_study(self) -> "Cohort":
-        """One row a study, in order of study code. A study's label is the strongest statement among its images: present,
-        then uncertain, then absent, then missing."""
-        studies, first, study = np.unique(self.study_codes, return_index=True, return_inverse=True)
-        strength = np.select([self.labels == 1, self.labels == -1, self.labels == 0], [3, 2, 1], default=0)
-        strongest = np.zeros((len(studies), self.labels.shape[1]), dtype=np.intp)
-        np.maximum.at(strongest, study, strength)
-        labels = np.array([-128, 0, -1, 1], dtype=np.int8)[strongest]
-        return Cohort(self.split[first], np.full(len(studies), "study"), self.patient_codes[first], studies, labels)
-
-    def pool_by_study(self, features: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-        """Image features [n, D] -> study features [n_studies, families * D], and the families each study lacks, [n_studies].
-
-        A block per view family: the mean of the L2-normalised features of its images, zeros where a study has none. Families
-        that no training image has are left out for all.
-        """
-        unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-        studies, study = np.unique(self.study_codes, return_inverse=True)
-        families = sorted(set(self.family[self.split == "train"].tolist()))
-        pooled = np.zeros((len(studies), len(families), features.shape[1]), dtype=np.float32)
-        n_images = np.zeros((len(studies), len(families)), dtype=np.intp)
-        for block, family in enumerate(families):
-            rows = self.family == family
-            np.add.at(pooled[:, block], study[rows], unit[rows])
-            n_images[:, block] = np.bincount(study[rows], minlength=len(studies))
-        pooled /= np.maximum(n_images, 1)[..., None]
-        return pooled.reshape(len(studies), -1), (n_images == 0).sum(axis=1)
-
-
-@dataclass(frozen=True)
-class Archive:
-    """An intake folder as the suite sees it. cohort: its images in manifest order; content_hash: the manifest's."""
-
-    cohort: Cohort
-    label_names: tuple[str, ...]
-    reader: PixelsSource
-    content_hash: str
-
-
-def open_archive(intake_root: str | Path) -> Archive:
-    """The labels, views and splits of an intake folder; raises `UserError` where there is nothing to judge with."""
-    root = Path(intake_root)
-    manifest = Manifest.open(root)
-    split = manifest.column("split").astype(str)
-    if not manifest.label_names:
-        raise UserError(
-            "The manifest has no label columns, so there is nothing to score. Give a table of labels to the intake."
-        )
-    absent = [name for name in (Split.TRAIN, Split.TEST) if not (split == name).any()]
-    if absent:
-        raise UserError(
-            f"The manifest has no images in split {' and '.join(absent)}. Split it by patient with the intake."
-        )
-    views, inverse = np.unique(manifest.views.astype(str), return_inverse=True)
-    family = np.array([str(view_family(view)) for view in views])[inverse]
-    cohort = Cohort(split, family, manifest.patient_codes, manifest.study_codes, manifest.labels())
-    return Archive(cohort, tuple(manifest.label_names), ShardReader(root), manifest.content_hash)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dinov2.eval.run_folder import list_checkpoints
 from vet_extensions.errors import UserError
+from vet_extensions.evaluation.cohort import Cohort, LabelledImages, open_archive
 from vet_extensions.evaluation.controls import (
     RANDOM_INIT,
     Subject,
@@ -30,14 +31,11 @@ from vet_extensions.evaluation.controls import (
 from vet_extensions.evaluation.features import FeatureCache, OnProgress, short_hash
 from vet_extensions.evaluation.metrics import AUROC, METRICS, label_metrics, macro
 from vet_extensions.evaluation.probes import (
-    Archive,
     Candidates,
-    Cohort,
     ProbeData,
     knn_probe,
     knn_scores,
     linear_probe,
-    open_archive,
 )
 from vet_extensions.evaluation.results import (
     RESULTS_FILE,
@@ -113,7 +111,7 @@ def run_suite(
 
 
 def measure(
-    features: NDArray[np.floating], archive: Archive, config: SuiteConfig, *, bootstrap: PatientBootstrap
+    features: NDArray[np.floating], archive: LabelledImages, config: SuiteConfig, *, bootstrap: PatientBootstrap
 ) -> dict[Measurement, Measured]:
     """Every level, group, protocol and metric of one set of features [n_images, D]."""
     measured: dict[Measurement, Measured] = {}

@@ -5,7 +5,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from vet_extensions.errors import UserError
-from vet_extensions.evaluation.probes import Candidates, Cohort, fit_logistic, knn_scores
+from vet_extensions.evaluation.cohort import Cohort
+from vet_extensions.evaluation.probes import Candidates, fit_logistic, knn_scores
 
 MISSING, UNCERTAIN = -128, -1
 
