@@ -1,4 +1,4 @@
-"""What a few seeds allow to say: paired differences with t-intervals over seeds, and Holm's correction. The table calls it.
+"""What a few seeds allow to say: paired differences with t-intervals over seeds. The table calls it.
 
 Two arms trained with the same seed share the initial weights and the order of the data, so their scores are compared seed by
 seed, and the spread that counts is the one of the differences (Student, 1908: the paired t-test). Nothing here knows of
@@ -56,16 +56,3 @@ def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -
 def spread(values: Sequence[float]) -> float:
     """Standard deviation over seeds (n - 1 in the denominator); NaN for fewer than two."""
     return stdev(values) if len(values) > 1 else math.nan
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values adjusted for having looked at all of them (Holm, 1979): below 0.05 counts, whatever their dependence.
-
-    NaN, of a comparison that could not be tested, stays NaN and is not counted.
-    """
-    tested = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
-    adjusted, largest = list(p_values), 0.0
-    for rank, (p, place) in enumerate(tested):
-        largest = max(largest, min(1.0, (len(tested) - rank) * p))
-        adjusted[place] = largest
-    return adjusted

@@ -32,6 +32,12 @@ class Cohort:
     study_codes: NDArray[np.integer]
     labels: NDArray[np.integer]
 
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.integer]) -> "Cohort":
+        """Some rows, in their order."""
+        return Cohort(
+            self.split[rows], self.family[rows], self.patient_codes[rows], self.study_codes[rows], self.labels[rows]
+        )
+
     def by_study(self) -> "Cohort":
         """One row a study, in order of study code. A study's label is the strongest statement among its images: present,
         then uncertain, then absent, then missing."""
@@ -61,6 +67,22 @@ class Cohort:
         return pooled.reshape(len(studies), -1), (n_images == 0).sum(axis=1)
 
 
+def pool_scores(scores: NDArray[np.floating], *, study_codes: NDArray[np.integer], how: str) -> NDArray[np.floating]:
+    """Scores of images [G, n, L] -> scores of their studies [G, n_studies, L], in order of study code.
+
+    how: "mean" or "max" over the images of a study. A column without a model is NaN and stays so.
+    """
+    studies, study = np.unique(study_codes, return_inverse=True)
+    if how == "max":
+        pooled = np.full((len(studies), scores.shape[0], scores.shape[2]), -np.inf, dtype=scores.dtype)
+        np.maximum.at(pooled, study, scores.transpose(1, 0, 2))
+    else:
+        pooled = np.zeros((len(studies), scores.shape[0], scores.shape[2]), dtype=scores.dtype)
+        np.add.at(pooled, study, scores.transpose(1, 0, 2))
+        pooled /= np.bincount(study, minlength=len(studies))[:, None, None]
+    return pooled.transpose(1, 0, 2)
+
+
 @dataclass(frozen=True)
 class LabelledImages:
     """A data set as the protocols see it: images in a fixed order.
@@ -68,7 +90,7 @@ class LabelledImages:
     task: MULTILABEL, each label by itself; or MULTICLASS, exactly one of the labels is 1 in every row. content_hash: of all that
     decides images, labels and splits. facts: what else is stated of each image, name -> [n] texts, "" where it is not; never used
     to predict, but to see what can be read from features and for whom a score holds. policy: what was decided about labels and
-    splits, in words, for the results.
+    splits, in words, for the results. ids: "image", "study" and "patient" -> [n] texts that name them in tables of predictions.
     """
 
     name: str
@@ -79,6 +101,15 @@ class LabelledImages:
     task: str = MULTILABEL
     facts: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
     policy: Mapping[str, str] = field(default_factory=dict)
+    ids: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+
+    def id_of(self, what: str) -> NDArray[np.str_]:
+        """The names of each image's "image", "study" or "patient", [n]: its number where the data set gives none."""
+        if what in self.ids:
+            return self.ids[what]
+        n = len(self.cohort.split)
+        codes = {"image": np.arange(n), "study": self.cohort.study_codes, "patient": self.cohort.patient_codes}
+        return codes[what].astype(str)
 
 
 def open_archive(intake_root: str | Path) -> LabelledImages:
@@ -103,5 +134,14 @@ def open_archive(intake_root: str | Path) -> LabelledImages:
         label_names=tuple(manifest.label_names),
         reader=ShardReader(root),
         content_hash=manifest.content_hash,
-        facts={name: manifest.column(name).astype(str) for name in FACTS},
+        facts={name: _texts(manifest, name) for name in FACTS},
+        ids={name: _texts(manifest, f"{name}_id") for name in ("image", "study", "patient")},
     )
+
+
+def _texts(manifest: Manifest, name: str) -> NDArray[np.str_]:
+    """A text column, [n]; "" for null, and for all where there is no such column."""
+    if name not in manifest.column_names:
+        return np.full(manifest.n_images, "")
+    values, codes = manifest.codes(name)
+    return np.array(values, dtype=str)[codes] if len(values) else np.full(manifest.n_images, "")

@@ -1,4 +1,4 @@
-"""AUROC and average precision of multi-label scores, from ranks, for any number of weightings of the images at once.
+"""AUROC and average precision of labels, accuracy of classes, from scores, for any number of weightings of the images at once.
 
 `statistics` calls this with thousands of bootstrap weightings, so a label is sorted once (`rank_label`) and every
 weighting is then scored by cumulative sums. A label value counts only if it is 0 or 1: missing (-128) and uncertain (-1)
@@ -15,6 +15,12 @@ from numpy.typing import NDArray
 AUROC = "auroc"
 AVERAGE_PRECISION = "average_precision"
 METRICS = (AUROC, AVERAGE_PRECISION)
+"""Of each label by itself; of the classes of a multi-class task, one against the rest."""
+
+ACCURACY = "accuracy"
+BALANCED_ACCURACY = "balanced_accuracy"
+CLASS_METRICS = (ACCURACY, BALANCED_ACCURACY)
+"""Of tasks with exactly one class a row."""
 
 FloatArray = NDArray[np.floating]
 
@@ -117,6 +123,32 @@ def label_metrics(
         for metric, per_weighting in weighted_metrics(ranked, weights).items():
             values[metric][column] = per_weighting
     return values
+
+
+def class_metrics(
+    scores: FloatArray, *, labels: NDArray[np.integer], weights: FloatArray | None = None
+) -> dict[str, NDArray[np.float64]]:
+    """Accuracy and the recall of each class, the class with the highest score being predicted (first of equals).
+
+    scores: [n, L], NaN in the columns of classes that no training row has: those are never predicted; labels: [n, L], one 1 a
+    row, and rows without one are not counted; weights: [n, R], or None for one weighting that counts every row once.
+    returns: ACCURACY -> [1, R]; BALANCED_ACCURACY -> recalls [L, R], whose macro average is the balanced accuracy. NaN where a
+    class has no weight, and everywhere if a row has no finite score.
+    """
+    if weights is None:
+        weights = np.ones((len(scores), 1), dtype=np.float32)
+    truth, is_known = labels.argmax(axis=1), (labels == 1).sum(axis=1) == 1
+    ranked = np.where(np.isnan(scores), -np.inf, scores)
+    if not np.isfinite(ranked[is_known].max(axis=1, initial=-np.inf)).all():
+        empty = np.full((scores.shape[1], weights.shape[1]), np.nan)
+        return {ACCURACY: empty[:1], BALANCED_ACCURACY: empty}
+    is_right = is_known & (ranked.argmax(axis=1) == truth)
+    members = ((truth[:, None] == np.arange(scores.shape[1])) & is_known[:, None]).astype(weights.dtype)  # [n, L]
+    total = members.T @ weights  # [L, R]
+    right = (members * is_right[:, None]).T @ weights
+    with np.errstate(divide="ignore", invalid="ignore"):
+        accuracy = right.sum(axis=0, dtype=np.float64) / total.sum(axis=0, dtype=np.float64)
+        return {ACCURACY: accuracy[None], BALANCED_ACCURACY: right.astype(np.float64) / total}
 
 
 def auroc(scores: FloatArray, labels: NDArray[np.integer]) -> float:

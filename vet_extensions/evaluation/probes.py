@@ -36,12 +36,16 @@ class ProbeData:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Scores of every hyper-parameter candidate. val: [G, n_val, L], test: [G, n_test, L]; NaN columns have no model."""
+    """Scores of every hyper-parameter candidate. val: [G, n_val, L], test: [G, n_test, L]; NaN columns have no model.
+
+    are_logits: the scores are log-odds (of each label by itself); else shares of votes, or scores without a scale.
+    """
 
     parameter: str
     values: tuple[float, ...]
     val: NDArray[np.floating]
     test: NDArray[np.floating]
+    are_logits: bool = False
 
     def select(self, val_labels: NDArray[np.integer], *, columns: Sequence[int]) -> int:
         """The candidate with the highest macro AUROC on the validation split over the label `columns`; first of equals."""
@@ -118,7 +122,7 @@ def linear_probe(
 ) -> Candidates:
     """Logistic regression on the bank for every C, and its scores (logits) of the validation and test images."""
     model = fit_logistic(bank.features, labels=bank.labels, c_grid=c_grid, max_iterations=max_iterations)
-    return Candidates("C", tuple(c_grid), model.scores(val.features), model.scores(test.features))
+    return Candidates("C", tuple(c_grid), model.scores(val.features), model.scores(test.features), True)
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,14 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vet_extensions.errors import UserError
+from vet_extensions.evaluation.metrics import METRICS
 from vet_extensions.evaluation.statistics import Estimate, LabelSamples
 
 RESULTS_SCHEMA_VERSION = 1
 RESULTS_FILE = "results.jsonl"
 
 PROTOCOLS = ("knn", "linear")
-LEVELS = ("image", "lateral", "frontal", "cross_view", "study")
+LEVELS = ("image", "lateral", "frontal", "cross_view", "study", "study_mean", "study_max")
 GROUPS = ("gross", "all")
 CONTROLS = ("random_init", "raw_pixels", "cca")
 
@@ -63,7 +64,7 @@ class SuiteConfig:
     batch_size: int = 64
     tokens: str = "cls"
     protocols: tuple[str, ...] = PROTOCOLS
-    levels: tuple[str, ...] = LEVELS
+    levels: tuple[str, ...] = LEVELS[:5]
     groups: tuple[str, ...] = GROUPS
     controls: tuple[str, ...] = ("random_init", "raw_pixels")
     knn: KnnConfig = field(default_factory=KnnConfig)
@@ -247,7 +248,7 @@ def result_row(kind: str, arm: str, measurement: Measurement, measured: Measured
         level=level,
         group=group,
         protocol=protocol,
-        metric=f"macro_{metric}",
+        metric=f"macro_{metric}" if metric in METRICS else metric,
         value=estimate.value,
         low=estimate.low,
         high=estimate.high,

@@ -12,15 +12,18 @@ the per-seed rows.
 Shape legend: n images, L labels, R resamples, P patients.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vet_extensions.errors import UserError
-from vet_extensions.evaluation.metrics import METRICS, label_metrics
+from vet_extensions.evaluation.metrics import METRICS, class_metrics, label_metrics
 
 _BLOCK_ELEMENTS = 8_000_000
 """Weights held at once: 32 MB, so that a test set of 100,000 images does not need gigabytes."""
@@ -36,6 +39,12 @@ class LabelSamples:
     def select(self, columns: Sequence[int]) -> "LabelSamples":
         """The same for a group of labels."""
         return LabelSamples(self.values[list(columns)], self.samples[:, list(columns)])
+
+
+class Measure(Protocol):
+    """Metrics under weightings of the images."""
+
+    def __call__(self, *, weights: NDArray[np.floating] | None) -> dict[str, NDArray[np.float64]]: ...
 
 
 @dataclass(frozen=True)
@@ -84,17 +93,29 @@ class PatientBootstrap:
         scores, labels: [n, L]; patient_codes: [n], each a code that was given to the constructor.
         returns: metric name -> `LabelSamples`.
         """
+        return self.resample(partial(label_metrics, scores, labels=labels), patient_codes=patient_codes)
+
+    def class_samples(
+        self, scores: NDArray[np.floating], *, labels: NDArray[np.integer], patient_codes: NDArray[np.integer]
+    ) -> dict[str, LabelSamples]:
+        """Accuracy (one value) and balanced accuracy (recalls of the classes) on every resample; see `class_metrics`."""
+        return self.resample(partial(class_metrics, scores, labels=labels), patient_codes=patient_codes)
+
+    def resample(self, measure: Measure, *, patient_codes: NDArray[np.integer]) -> dict[str, LabelSamples]:
+        """Any metrics on the images as they are and on every resample.
+
+        measure: called with weights=[n, R] (or None for the images as they are), returns metric name -> [L, R].
+        """
         rows = np.searchsorted(self.patients, patient_codes)
         assert (self.patients[np.minimum(rows, len(self.patients) - 1)] == patient_codes).all(), "unknown patient code"
-        values = label_metrics(scores, labels=labels)
-        block = max(1, _BLOCK_ELEMENTS // max(1, len(scores)))
+        values = measure(weights=None)
+        block = max(1, _BLOCK_ELEMENTS // max(1, len(rows)))
         parts = [
-            label_metrics(scores, labels=labels, weights=self.counts[:, start : start + block][rows])
-            for start in range(0, self.n_resamples, block)
+            measure(weights=self.counts[:, start : start + block][rows]) for start in range(0, self.n_resamples, block)
         ]
         return {
-            metric: LabelSamples(values[metric][:, 0], np.concatenate([part[metric] for part in parts], axis=1).T)
-            for metric in METRICS
+            metric: LabelSamples(found[:, 0], np.concatenate([part[metric] for part in parts], axis=1).T)
+            for metric, found in values.items()
         }
 
 
@@ -122,6 +143,32 @@ def macro_estimate(samples: LabelSamples, *, confidence: float = 0.95) -> Estima
 def macro_difference(first: LabelSamples, second: LabelSamples, *, confidence: float = 0.95) -> Estimate:
     """Macro average of first minus second, paired within each resample, over the labels defined in both."""
     return _estimate(first.values - second.values, first.samples - second.samples, confidence=confidence)
+
+
+def bootstrap_p(first: LabelSamples, second: LabelSamples) -> float:
+    """Two-sided p of no difference between two macro averages, from the resamples that `macro_difference` takes.
+
+    Twice the share of resamples on the other side of 0, itself counted in (Davison and Hinkley, 1997, section 4.2): it says what
+    the percentile interval says, and is never below 2 / (R + 1). Two score sets whose difference is 0 in every resample: 1.
+    """
+    means = _macro_samples(first.values - second.values, first.samples - second.samples)
+    if not len(means):
+        return math.nan
+    tail = min((means <= 0).sum(), (means >= 0).sum())
+    return min(1.0, 2.0 * (1.0 + float(tail)) / (1.0 + len(means)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values adjusted for having looked at all of them (Holm, 1979): below 0.05 counts, whatever their dependence.
+
+    NaN, of a comparison that could not be tested, stays NaN and is not counted.
+    """
+    tested = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
+    adjusted, largest = list(p_values), 0.0
+    for rank, (p, place) in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p))
+        adjusted[place] = largest
+    return adjusted
 
 
 def bootstrap_macro(
@@ -171,11 +218,16 @@ def _estimate(values: NDArray[np.float64], samples: NDArray[np.float64], *, conf
     skipped = tuple(int(column) for column in np.flatnonzero(~defined))
     if not defined.any():
         return Estimate(float("nan"), float("nan"), float("nan"), 0, skipped)
-    with warnings.catch_warnings():
-        # A resample without any positive of any label has no macro average; the percentiles below leave it out.
-        warnings.filterwarnings("ignore", message="Mean of empty slice", category=RuntimeWarning)
-        means = np.nanmean(samples[:, defined], axis=1)  # [R]
-    means = means[~np.isnan(means)]
+    means = _macro_samples(values, samples)
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(means, [tail, 1.0 - tail]) if len(means) else (np.nan, np.nan)
     return Estimate(float(values[defined].mean()), float(low), float(high), int(defined.sum()), skipped)
+
+
+def _macro_samples(values: NDArray[np.float64], samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Macro averages over the defined labels of the resamples that have one, [at most R]."""
+    with warnings.catch_warnings():
+        # A resample without any positive of any label has no macro average, and is left out.
+        warnings.filterwarnings("ignore", message="Mean of empty slice", category=RuntimeWarning)
+        means = np.nanmean(samples[:, ~np.isnan(values)], axis=1)  # [R]
+    return means[~np.isnan(means)]

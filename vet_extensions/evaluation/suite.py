@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dinov2.eval.run_folder import list_checkpoints
 from vet_extensions.errors import UserError
-from vet_extensions.evaluation.cohort import Cohort, LabelledImages, open_archive
+from vet_extensions.evaluation.cohort import open_archive
 from vet_extensions.evaluation.controls import (
     RANDOM_INIT,
     Subject,
@@ -29,14 +28,8 @@ from vet_extensions.evaluation.controls import (
     trained_subjects,
 )
 from vet_extensions.evaluation.features import FeatureCache, OnProgress, short_hash
-from vet_extensions.evaluation.metrics import AUROC, METRICS, label_metrics, macro
-from vet_extensions.evaluation.probes import (
-    Candidates,
-    ProbeData,
-    knn_probe,
-    knn_scores,
-    linear_probe,
-)
+from vet_extensions.evaluation.metrics import AUROC, label_metrics, macro
+from vet_extensions.evaluation.probes import knn_scores
 from vet_extensions.evaluation.results import (
     RESULTS_FILE,
     Measured,
@@ -47,26 +40,16 @@ from vet_extensions.evaluation.results import (
     load_suite,
     result_row,
 )
+from vet_extensions.evaluation.scoring import label_groups, measure
 from vet_extensions.evaluation.statistics import (
-    LabelSamples,
     PatientBootstrap,
     average,
-    concatenate,
     macro_difference,
     macro_estimate,
 )
-from vet_extensions.schema import FINDINGS, GROSS_FINDINGS, Split
+from vet_extensions.schema import Split
 
 logger = logging.getLogger("vet_extensions")
-
-_FOLDS: dict[str, tuple[tuple[str | None, str | None], ...]] = {
-    "image": ((None, None),),
-    "lateral": (("lateral", "lateral"),),
-    "frontal": (("frontal", "frontal"),),
-    "cross_view": (("frontal", "lateral"), ("lateral", "frontal")),
-    "study": ((None, None),),
-}
-"""Level -> (family of the bank, family of the queries) of each fold; None: all rows."""
 
 _SCORING_SHARE = 4
 """Progress counts the scoring of one set of features as a quarter of its embedding."""
@@ -110,38 +93,6 @@ def run_suite(
     return results
 
 
-def measure(
-    features: NDArray[np.floating], archive: LabelledImages, config: SuiteConfig, *, bootstrap: PatientBootstrap
-) -> dict[Measurement, Measured]:
-    """Every level, group, protocol and metric of one set of features [n_images, D]."""
-    measured: dict[Measurement, Measured] = {}
-    for level in config.levels:
-        cohort, level_features, details = archive.cohort, features, {}
-        if level == "study":
-            level_features, n_missing = archive.cohort.pool_by_study(features)
-            cohort = archive.cohort.by_study()
-            details = {"n_missing_families": int(n_missing[cohort.split == Split.TEST].sum())}
-        groups = _groups(archive.label_names, config, level=level)
-        for protocol in config.protocols:
-            folds = _folds(level_features, cohort, config, level=level, protocol=protocol)
-            if folds is None:
-                logger.info("level %s, %s: too few images of its views, skipped", level, protocol)
-                continue
-            for group, columns in groups.items():
-                found = _measure_group(folds, columns, bootstrap=bootstrap)
-                names = tuple(archive.label_names[column] for column in columns)
-                for metric, (samples, chosen) in found.items():
-                    measured[level, group, protocol, metric] = Measured(
-                        samples=samples,
-                        labels=names,
-                        n_images=sum(len(fold.test_labels) for fold in folds),
-                        n_patients=len(np.unique(np.concatenate([fold.patient_codes for fold in folds]))),
-                        chosen={folds[0].candidates.parameter: chosen},
-                        config=details,
-                    )
-    return measured
-
-
 def knn_curve(
     run_dir: str | Path,
     intake_root: str | Path,
@@ -164,7 +115,9 @@ def knn_curve(
     if max_bank_images is not None and len(bank) > max_bank_images:
         bank = bank[np.linspace(0, len(bank) - 1, max_bank_images).astype(np.intp)]
     rows = np.concatenate([bank, val])
-    columns = next(iter(_groups(archive.label_names, replace(config, groups=("gross", "all")), level="image").values()))
+    columns = next(
+        iter(label_groups(archive.label_names, replace(config, groups=("gross", "all")), level="image").values())
+    )
     bank_labels, val_labels = (archive.cohort.labels[part][:, columns] for part in (bank, val))
     checkpoints = list_checkpoints(run_dir)
     cache = None if cache_dir is None else FeatureCache(Path(cache_dir))
@@ -191,35 +144,6 @@ def knn_curve(
     return curve
 
 
-class _Fold:
-    """The scores of one bank on one set of queries, for all labels and hyper-parameter candidates, and their resamples."""
-
-    def __init__(
-        self,
-        candidates: Candidates,
-        *,
-        val_labels: NDArray[np.integer],
-        test_labels: NDArray[np.integer],
-        patient_codes: NDArray[np.integer],
-    ) -> None:
-        self.candidates, self.val_labels = candidates, val_labels
-        self.test_labels, self.patient_codes = test_labels, patient_codes
-        self._known: dict[tuple[int, int], dict[str, LabelSamples]] = {}
-
-    def label_samples(
-        self, place: int, columns: Sequence[int], *, bootstrap: PatientBootstrap
-    ) -> dict[str, LabelSamples]:
-        """Both metrics of candidate `place` for label columns; groups that share a label share its resamples."""
-        new = [column for column in columns if (place, column) not in self._known]
-        if new:
-            found = bootstrap.label_samples(
-                self.candidates.test[place][:, new], labels=self.test_labels[:, new], patient_codes=self.patient_codes
-            )
-            for at, column in enumerate(new):
-                self._known[place, column] = {metric: found[metric].select([at]) for metric in METRICS}
-        return {metric: concatenate([self._known[place, column][metric] for column in columns]) for metric in METRICS}
-
-
 def _shared_config(config: SuiteConfig) -> dict[str, Any]:
     return {
         "image_size_px": config.image_size_px,
@@ -227,64 +151,6 @@ def _shared_config(config: SuiteConfig) -> dict[str, Any]:
         "temperature": config.knn.temperature,
         **{f"bootstrap_{name}": value for name, value in asdict(config.bootstrap).items()},
     }
-
-
-def _groups(label_names: Sequence[str], config: SuiteConfig, *, level: str) -> dict[str, list[int]]:
-    """Group of labels -> its columns; without those that the archive or the level has no labels for."""
-    columns = {name: column for column, name in enumerate(label_names)}
-    members = {
-        "gross": [columns[name] for name in GROSS_FINDINGS] if set(GROSS_FINDINGS) <= set(columns) else [],
-        "all": list(columns.values()),
-    }
-    if level == "cross_view":  # other labels may belong to one image, and the other view cannot tell them
-        members = {group: [c for c in members[group] if label_names[c] in FINDINGS] for group in members}
-    return {group: members[group] for group in config.groups if members[group]}
-
-
-def _folds(
-    features: NDArray[np.floating], cohort: Cohort, config: SuiteConfig, *, level: str, protocol: str
-) -> list[_Fold] | None:
-    """The probe's scores for each (bank, queries) of a level; None where a bank or a test set is empty."""
-    folds = []
-    for bank_family, query_family in _FOLDS[level]:
-        in_bank, in_query = (
-            np.ones(len(cohort.split), dtype=bool) if family is None else cohort.family == family
-            for family in (bank_family, query_family)
-        )
-        bank = in_bank & (cohort.split == Split.TRAIN)
-        val, test = (in_query & (cohort.split == split) for split in (Split.VAL, Split.TEST))
-        ks = tuple(k for k in config.knn.ks if k <= bank.sum())
-        if not bank.any() or not test.any() or (protocol == "knn" and not ks):
-            return None
-        parts = [ProbeData(features[rows], cohort.labels[rows]) for rows in (bank, val, test)]
-        if protocol == "knn":
-            candidates = knn_probe(parts[0], val=parts[1], test=parts[2], ks=ks, temperature=config.knn.temperature)
-        else:
-            grid, n_max = config.linear.c_grid, config.linear.max_iterations
-            candidates = linear_probe(parts[0], val=parts[1], test=parts[2], c_grid=grid, max_iterations=n_max)
-        patient_codes = cohort.patient_codes[test]
-        fold = _Fold(candidates, val_labels=parts[1].labels, test_labels=parts[2].labels, patient_codes=patient_codes)
-        folds.append(fold)
-    return folds
-
-
-def _measure_group(
-    folds: Sequence[_Fold], columns: Sequence[int], *, bootstrap: PatientBootstrap
-) -> dict[str, tuple[LabelSamples, list[float]]]:
-    """Metric -> (its resamples for the label columns, mean over folds; the hyper-parameter each fold chose on val)."""
-    samples: dict[str, list[LabelSamples]] = {metric: [] for metric in METRICS}
-    chosen = []
-    for fold in folds:
-        place = fold.candidates.select(fold.val_labels, columns=columns)
-        chosen.append(fold.candidates.values[place])
-        found = bootstrap.label_samples(
-            fold.candidates.test[place][:, columns],
-            labels=fold.test_labels[:, columns],
-            patient_codes=fold.patient_codes,
-        )
-        for metric in METRICS:
-            samples[metric].append(found[metric])
-    return {metric: (average(parts), chosen) for metric, parts in samples.items()}
 
 
 Arm = list[tuple[Subject, dict[Measurement, Measured]]]

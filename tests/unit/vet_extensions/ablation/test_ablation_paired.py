@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vet_extensions.ablation.paired import holm, paired_difference, spread
+from vet_extensions.ablation.paired import paired_difference, spread
+from vet_extensions.evaluation.statistics import holm
 
 
 def scores(n_seeds: int, *, mean: float, generator: np.random.Generator) -> dict[int, float]:
