@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from vet_extensions.manifest.leaks import LeakReport
 
 ALL = "all"
-FILTER_NAME = "filter.json"
 
 
 def compare_folders(
@@ -31,7 +30,7 @@ def compare_folders(
     other. Errors: UserError for folders that cannot be read, or that are one and the same with overlapping splits.
     """
     from vet_extensions.manifest.io import Manifest
-    from vet_extensions.manifest.leaks import find_leaks
+    from vet_extensions.manifest.leaks import find_leaks, salt_fingerprint
     from vet_extensions.shards.fingerprints import near_duplicates
     from vet_extensions.shards.reader import ShardReader
 
@@ -51,23 +50,11 @@ def compare_folders(
             rows_there=there.row_index,
             on_progress=on_progress,
         )
-    return find_leaks(here, there, salts=(_salt_of(root), _salt_of(other)), near=near)
+    return find_leaks(here, there, salts=(salt_fingerprint(root), salt_fingerprint(other)), near=near)
 
 
 def _of_split(manifest: "Manifest", split: str) -> "Manifest":
     return manifest if split == ALL else manifest.select(split=split)
-
-
-def _salt_of(root: Path) -> str | None:
-    """The fingerprint of the salt that a folder's ids were made with, None where neither intake.json nor filter.json says."""
-    for path in (IntakeFolder(root).summary, root / FILTER_NAME):
-        try:
-            found = json.loads(path.read_text(encoding="utf-8")).get("salt_fingerprint")
-        except (OSError, ValueError, AttributeError):
-            continue
-        if isinstance(found, str) and found:
-            return found
-    return None
 
 
 def choose_into(
@@ -80,6 +67,7 @@ def choose_into(
     """
     from vet_extensions.manifest.filter import where_true
     from vet_extensions.manifest.io import Manifest, write_manifest
+    from vet_extensions.manifest.leaks import FILTER_NAME, salt_fingerprint
     from vet_extensions.shards.reader import ShardReader
     from vet_extensions.shards.writer import ShardWriter
 
@@ -96,7 +84,12 @@ def choose_into(
             writer.add(image_id, reader.read(row))
             if on_progress is not None:
                 on_progress(done, len(ids))
-    about = {"where": where, "of": manifest.content_hash, "n_images": len(ids), "salt_fingerprint": _salt_of(root)}
+    about = {
+        "where": where,
+        "of": manifest.content_hash,
+        "n_images": len(ids),
+        "salt_fingerprint": salt_fingerprint(root),
+    }
     (into / FILTER_NAME).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     write_manifest(chosen.table.unify_dictionaries(), folder.manifest)
     return Manifest.open(into)

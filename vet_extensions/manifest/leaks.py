@@ -4,18 +4,23 @@
 (`shards.fingerprints`, for this room reads no pixels) and handed in. Used by `vetdino check OUT --against OTHER`.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from vet_extensions.manifest.io import Manifest
+from vet_extensions.schema import IntakeFolder
 
 KEYS = {"patient_id": "same patient", "study_id": "same study", "image_id": "same image", "pixel_hash": "same pixels"}
 NEAR = "nearly the same pixels"
 N_EXAMPLES = 5
+FILTER_NAME = "filter.json"
+"""What `vetdino filter` writes beside the manifest of the images that it chose."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,18 @@ def find_leaks(
         examples = tuple((str(ids[0][i]), str(ids[1][j])) for i, j in new[:N_EXAMPLES])
         leaks.append(Leak(NEAR, len({j for _, j in new}), examples))
     return LeakReport(manifest.n_images, other.n_images, tuple(leaks), tuple(_notes(salts, near is not None)))
+
+
+def salt_fingerprint(root: Path) -> str | None:
+    """The fingerprint of the salt that a folder's ids were made with, None where neither intake.json nor filter.json says."""
+    for path in (IntakeFolder(root).summary, root / FILTER_NAME):
+        try:
+            found = json.loads(path.read_text(encoding="utf-8")).get("salt_fingerprint")
+        except (OSError, ValueError, AttributeError):
+            continue
+        if isinstance(found, str) and found:
+            return found
+    return None
 
 
 def _first_with_same(manifest: Manifest, other: Manifest, column: str) -> np.ndarray:

@@ -5,13 +5,15 @@ import pytest
 
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation import statistics
-from vet_extensions.evaluation.metrics import AUROC, AVERAGE_PRECISION, label_metrics, macro
+from vet_extensions.evaluation.metrics import ACCURACY, AUROC, AVERAGE_PRECISION, label_metrics, macro
 from vet_extensions.evaluation.statistics import (
     LabelSamples,
     PatientBootstrap,
     average,
     bootstrap_difference,
     bootstrap_macro,
+    bootstrap_p,
+    macro_difference,
     macro_estimate,
 )
 
@@ -119,3 +121,52 @@ def test_unknown_metrics_and_empty_test_sets_are_refused() -> None:
         bootstrap_macro(scores, labels=labels, patient_codes=codes, metric="accuracy", n_resamples=2)
     with pytest.raises(UserError, match="no patient"):
         PatientBootstrap(np.array([], dtype=np.int64))
+
+
+def test_the_p_value_of_two_rankings_that_agree_is_one() -> None:
+    scores, labels, codes = scores_and_labels()
+    first, second = (
+        PatientBootstrap(codes, n_resamples=50).label_samples(given, labels=labels, patient_codes=codes)[AUROC]
+        for given in (scores, 3 * scores)
+    )
+    assert bootstrap_p(first, second) == 1
+
+
+def test_the_p_value_says_what_the_interval_says() -> None:
+    generator = np.random.default_rng(5)
+    noise = generator.normal(size=(4000, 1))
+    for shift, is_told_apart in ((0.5, False), (3.5, True)):
+        first = LabelSamples(np.array([shift]), noise + shift)
+        second = LabelSamples(np.array([0.0]), np.zeros((4000, 1)))
+        estimate = macro_difference(first, second)
+        assert (estimate.low > 0) is is_told_apart
+        assert (bootstrap_p(first, second) < 0.05) is is_told_apart
+
+
+def test_without_a_difference_about_one_test_in_twenty_is_an_alarm() -> None:
+    alarms, n_draws = 0, 300
+    for seed in range(n_draws):
+        generator = np.random.default_rng(seed)
+        codes, labels = np.repeat(np.arange(60), 2), np.repeat((np.arange(60) % 2)[:, None], 2, axis=0)
+        bootstrap = PatientBootstrap(codes, n_resamples=100, seed=seed)
+        first, second = (
+            bootstrap.label_samples(
+                labels + np.repeat(generator.normal(size=(60, 1)), 2, axis=0), labels=labels, patient_codes=codes
+            )[AUROC]
+            for _ in range(2)
+        )
+        alarms += bootstrap_p(first, second) < 0.05
+    assert 0.015 < alarms / n_draws < 0.095
+
+
+def test_the_accuracy_of_classes_is_resampled_by_patient_too() -> None:
+    generator = np.random.default_rng(0)
+    truth, codes = generator.integers(0, 3, 90), np.repeat(np.arange(30), 3)
+    scores = generator.normal(size=(90, 3)) + np.eye(3)[truth]
+    bootstrap = PatientBootstrap(codes, n_resamples=3)
+    found = bootstrap.class_samples(scores, labels=np.eye(3, dtype=np.int8)[truth], patient_codes=codes)
+    for resample in range(3):
+        counts = bootstrap.counts[:, resample].astype(int)
+        rows = np.concatenate([np.repeat(np.flatnonzero(codes == p), c) for p, c in enumerate(counts)])
+        right = scores[rows].argmax(axis=1) == truth[rows]
+        assert found[ACCURACY].samples[resample, 0] == pytest.approx(right.mean())
