@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from dinov2.configs import dinov2_default_config
 from dinov2.models import build_model_from_cfg
 from vet_extensions.errors import UserError
-from vet_extensions.evaluation import controls
+from vet_extensions.evaluation import controls, store
 from vet_extensions.evaluation.results import Result, SuiteConfig, load_suite, read_results
 from vet_extensions.evaluation.suite import knn_curve, run_suite
 from vet_extensions.manifest import write_manifest
@@ -165,7 +165,7 @@ def test_a_second_evaluation_reads_the_features_and_gives_the_same_numbers(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("embedded a second time")
 
-    monkeypatch.setattr(controls, "embed", refuse)
+    monkeypatch.setattr(store, "embed", refuse)
     again = run_suite(runs, folder / "archive", SUITE, folder / "out")
     assert [row.value for row in again] == [row.value for row in results]
 
@@ -201,16 +201,21 @@ def test_the_curve_follows_the_checkpoints_and_never_reads_a_test_image(
     folder, _, _ = evaluated
     run = write_run(tmp_path / "run", routing="vet_dino", seed=0, iterations=(19, 4, 9))
     read: set[int] = set()
-    embed = controls.embed
+    embed = store.embed
 
     def watch(*args: object, **given: object) -> object:
-        read.update(np.asarray(given["row_index"]).tolist())
+        read.update(np.asarray(given["rows"]).tolist())
         return embed(*args, **given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(controls, "embed", watch)
+    monkeypatch.setattr(store, "embed", watch)
     seen: list[tuple[int, int]] = []
     curve = knn_curve(
-        run, folder / "archive", SUITE, max_bank_images=40, on_progress=lambda done, total: seen.append((done, total))
+        run,
+        folder / "archive",
+        SUITE,
+        cache_dir=tmp_path / "features",
+        max_bank_images=40,
+        on_progress=lambda done, total: seen.append((done, total)),
     )
     split = np.array(pq.read_table(IntakeFolder(folder / "archive").manifest)["split"].to_pylist())
     assert [iteration for iteration, _ in curve] == [4, 9, 19]

@@ -9,43 +9,26 @@ Shape legend: n images, m pairs, d whitened pixel components.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
-from dinov2.eval.run_folder import find_run, iteration_of, preprocessing_of
-from dinov2.models import build_model_from_cfg
-from dinov2.utils.files import file_sha256
 from vet_extensions.errors import UserError
+from vet_extensions.evaluation.backbones import PIXELS, open_backbone
 from vet_extensions.evaluation.cohort import LabelledImages
-from vet_extensions.evaluation.features import (
-    HASH_DIGITS,
-    FeatureCache,
-    Features,
-    OnProgress,
-    PixelsSource,
-    embed,
-    load_backbone,
-    prepare_image,
-    short_hash,
-)
+from vet_extensions.evaluation.embedding import Backbone
+from vet_extensions.evaluation.features import OnProgress, short_hash
 from vet_extensions.evaluation.results import SuiteConfig
+from vet_extensions.evaluation.store import FeatureStore
 from vet_extensions.schema import Split
 
 RANDOM_INIT, RAW_PIXELS, CCA, CCA_SHUFFLED = "random_init", "raw_pixels", "cca", "cca_shuffled"
-RAW_SIDE_PX = 32
 RAW_COMPONENTS = 64
 CCA_COMPONENTS = 32
-
-_NOT_ARCHITECTURE = ("drop_path_rate", "drop_path_uniform", "pretrained_weights")
-"""Keys of the student section that change training but not an untrained network."""
 
 
 @dataclass(frozen=True)
@@ -61,118 +44,92 @@ class Subject:
 
 
 def trained_subjects(
-    runs: Sequence[str | Path],
+    specs: Sequence[str | Path],
     archive: LabelledImages,
     config: SuiteConfig,
     *,
-    cache: FeatureCache | None,
+    store: FeatureStore,
     device: str | torch.device,
 ) -> list[Subject]:
-    """One subject a run folder (its newest checkpoint) or checkpoint file.
+    """One subject a backbone, each given as `backbones.open_backbone` takes it: a run folder, a file, hf:FOLDER, ...
 
-    The arm is the run's routing.name, the seed its train.seed; a further checkpoint of the same arm and seed is "<arm>#2", ...
+    The arm is the backbone's name (of a run, its routing.name), the seed that of its training. A further backbone of the same
+    arm and seed is "<arm>#2", ...
     """
     subjects, seen = [], Counter()
-    for run in runs:
-        path, run_config = find_run(run)
-        arm = str(OmegaConf.select(run_config, "routing.name", default="same_image"))
-        seed = int(OmegaConf.select(run_config, "train.seed", default=0))
-        seen[arm, seed] += 1
-        if seen[arm, seed] > 1:
-            arm = f"{arm}#{seen[arm, seed]}"
-        subjects.append(
-            Subject(
-                arm=arm,
-                seed=seed,
-                iteration=iteration_of(path),
-                checkpoint_hash=file_sha256(path)[:HASH_DIGITS],
-                architecture=architecture_of(run_config, config),
-                compute=partial(embed_checkpoint, path, archive, config, cache=cache, device=device),
-            )
-        )
+    for spec in specs:
+        backbone = open_backbone(spec)
+        if backbone.name == PIXELS:
+            subjects.append(_pixel_subject(RAW_PIXELS, archive, config, store=store))
+            continue
+        arm = backbone.name
+        seen[arm, backbone.seed] += 1
+        if seen[arm, backbone.seed] > 1:
+            arm = f"{arm}#{seen[arm, backbone.seed]}"
+        subjects.append(_backbone_subject(arm, backbone, archive, config, store=store, device=device))
     return subjects
 
 
 def control_subjects(
-    runs: Sequence[str | Path],
+    specs: Sequence[str | Path],
     archive: LabelledImages,
     config: SuiteConfig,
     *,
-    cache: FeatureCache | None,
+    store: FeatureStore,
     device: str | torch.device,
 ) -> list[Subject]:
-    """The controls that the suite asks for: a random init for each architecture and seed among the runs, pixels, the oracle.
+    """The controls that the suite asks for: a random init for each architecture and seed among the backbones, pixels, the oracle.
 
-    Where the runs differ in architecture or preprocessing, the later random inits are called "random_init#2", ...
+    Where the backbones differ in architecture or preprocessing, the later random inits are called "random_init#2", ...
     """
     subjects: list[Subject] = []
     if RANDOM_INIT in config.controls:
-        wanted: dict[tuple[str, int], DictConfig] = {}
-        for run in runs:
-            _, run_config = find_run(run)
-            seed = int(OmegaConf.select(run_config, "train.seed", default=0))
-            wanted.setdefault((architecture_of(run_config, config), seed), run_config)
+        wanted: dict[tuple[str, int | None], Backbone] = {}
+        for backbone in map(open_backbone, specs):
+            if backbone.untrained is not None:
+                wanted.setdefault((_comparable(backbone, config), backbone.seed), backbone)
         names = list(dict.fromkeys(architecture for architecture, _ in wanted))
-        for (architecture, seed), run_config in sorted(
-            wanted.items(), key=lambda item: (names.index(item[0][0]), item[0][1])
+        for (architecture, seed), backbone in sorted(
+            wanted.items(), key=lambda item: (names.index(item[0][0]), item[0][1] or 0)
         ):
             place = names.index(architecture)
-            key = short_hash({"random_init": architecture, "seed": seed})
-            build = partial(random_backbone, run_config, seed=seed)
-            compute = partial(_embed_cached, build, key, run_config, archive, config, cache=cache, device=device)
             arm = RANDOM_INIT if place == 0 else f"{RANDOM_INIT}#{place + 1}"
-            subjects.append(Subject(arm, seed, None, key, architecture, compute))
-    pixel_controls: dict[str, Callable[[OnProgress | None], NDArray[np.floating]]] = {}
-    if RAW_PIXELS in config.controls:
-        pixel_controls[RAW_PIXELS] = partial(_raw_pixel_control, archive)
-    if CCA in config.controls:
-        pixel_controls[CCA] = partial(_cca_control, archive, is_shuffled=False)
-        pixel_controls[CCA_SHUFFLED] = partial(_cca_control, archive, is_shuffled=True)
-    return subjects + [Subject(arm, None, None, "", "", compute) for arm, compute in pixel_controls.items()]
+            assert backbone.untrained is not None
+            control = replace(
+                backbone.untrained(seed or 0), seed=seed
+            )  # of a backbone without a seed it has none either
+            subjects.append(_backbone_subject(arm, control, archive, config, store=store, device=device))
+    arms = [RAW_PIXELS] * (RAW_PIXELS in config.controls and PIXELS not in map(str, specs))
+    arms += [CCA, CCA_SHUFFLED] * (CCA in config.controls)
+    return subjects + [_pixel_subject(arm, archive, config, store=store) for arm in arms]
 
 
-def embed_checkpoint(
-    checkpoint: Path,
+def archive_features(
+    backbone: Backbone,
     archive: LabelledImages,
     config: SuiteConfig,
     on_progress: OnProgress | None = None,
     *,
-    cache: FeatureCache | None,
+    store: FeatureStore,
     device: str | torch.device,
     rows: NDArray[np.integer] | None = None,
 ) -> NDArray[np.float32]:
-    """Features [n, D] of a teacher checkpoint for the images `rows` of the archive (None: all), preprocessed as its run was."""
-    _, run_config = find_run(checkpoint)
-    return _embed_cached(
-        lambda: load_backbone(checkpoint)[0], file_sha256(checkpoint)[:HASH_DIGITS], run_config, archive, config, on_progress,
-        cache=cache, device=device, rows=rows,
-    )  # fmt: skip
+    """Features [n, D] of the images `rows` of the archive (None: all), as the suite asks for them.
 
-
-def architecture_of(run_config: DictConfig, config: SuiteConfig) -> str:
-    """A hash of all that shapes the untrained backbone's features: runs that share it share their random-init control."""
-    student = OmegaConf.to_container(run_config.student, resolve=True)
-    assert isinstance(student, dict)
-    kept = {key: value for key, value in student.items() if key not in _NOT_ARCHITECTURE}
-    crop_px = run_config.crops.global_crops_size
-    return short_hash({"student": kept, "crop_px": crop_px, "preprocessing": _preprocessing(run_config, config)})
-
-
-def random_backbone(config: DictConfig, *, seed: int) -> nn.Module:
-    """The backbone of a run's config as it is before training, drawn from `seed`; the global random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        backbone, _ = build_model_from_cfg(config, only_teacher=True)
-    return backbone.eval()
-
-
-def raw_pixels(pixels_source: PixelsSource, *, row_index: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Small images as vectors: [n, 32 * 32], area-averaged, each with mean 0 and standard deviation 1."""
-    vectors = np.empty((len(row_index), RAW_SIDE_PX**2), dtype=np.float32)
-    for place, row in enumerate(row_index):
-        vectors[place] = prepare_image(pixels_source.read(int(row)), RAW_SIDE_PX).ravel()
-    vectors -= vectors.mean(axis=1, keepdims=True)
-    return vectors / (vectors.std(axis=1, keepdims=True) + 1e-6)
+    The preprocessing is the backbone's own but for the suite's image_size_px, which small images as vectors do not follow.
+    """
+    features = store.features(
+        backbone,
+        archive.reader,
+        content_hash=archive.content_hash,
+        with_mean_patch=config.tokens == "cls+mean_patch",
+        rows=rows,
+        image_size_px=_size_px(backbone, config),
+        batch_size=config.batch_size,
+        device=device,
+        on_progress=on_progress,
+    )
+    return features.vectors(config.tokens)
 
 
 @dataclass(frozen=True)
@@ -199,11 +156,6 @@ def fit_whitening(vectors: NDArray[np.floating], *, n_components: int = RAW_COMP
     largest = np.abs(directions).argmax(axis=0)
     directions = directions * np.sign(directions[largest, np.arange(directions.shape[1])])
     return Whitening(mean, directions / np.sqrt(eigenvalues[order]))
-
-
-def raw_pixel_features(vectors: NDArray[np.floating], *, is_bank: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """The raw-pixel control: `raw_pixels` vectors [n, p] whitened on the training images, [n, d]."""
-    return fit_whitening(vectors[is_bank])(vectors)
 
 
 @dataclass(frozen=True)
@@ -247,7 +199,7 @@ def cca_features(
 ) -> NDArray[np.float32]:
     """The linear oracle: what the two views of a study share, by canonical correlation analysis of whitened pixels.
 
-    vectors: [n, p] from `raw_pixels`; each family is whitened by itself on its training images, then the two projections
+    vectors: [n, p], small images; each family is whitened by itself on its training images, then the two projections
     that correlate most across `pairs` are found. Each canonical variate is scaled by its correlation, so that shared
     directions count and others fade. Images of other families get zeros.
     returns: [n, n_components]. Source: Hotelling, Biometrika 1936.
@@ -277,62 +229,46 @@ def _inverse_root(covariance: NDArray[np.float64], *, ridge: float) -> NDArray[n
     return (vectors / np.sqrt(values)) @ vectors.T
 
 
-def _preprocessing(run_config: DictConfig, config: SuiteConfig) -> dict[str, Any]:
-    """What `embed` needs to know, and what the cache must tell apart."""
-    mean, std = preprocessing_of(run_config)
-    size_px = config.image_size_px or int(run_config.crops.global_crops_size)
-    return {"image_size_px": size_px, "mean": mean, "std": std, "tokens": config.tokens}
+def _size_px(backbone: Backbone, config: SuiteConfig) -> int:
+    return backbone.image_size_px if backbone.name == PIXELS else config.image_size_px or backbone.image_size_px
 
 
-def _embed_cached(
-    build: Callable[[], nn.Module],
-    weights_key: str,
-    run_config: DictConfig,
+def _comparable(backbone: Backbone, config: SuiteConfig) -> str:
+    """A hash of all that shapes an untrained backbone's features: backbones that share it share their random-init control."""
+    preprocessing = [_size_px(backbone, config), backbone.mean, backbone.std]
+    return short_hash({"architecture": backbone.architecture, "preprocessing": preprocessing})
+
+
+def _backbone_subject(
+    arm: str,
+    backbone: Backbone,
     archive: LabelledImages,
     config: SuiteConfig,
-    on_progress: OnProgress | None = None,
     *,
-    cache: FeatureCache | None,
+    store: FeatureStore,
     device: str | torch.device,
-    rows: NDArray[np.integer] | None = None,
-) -> NDArray[np.float32]:
-    preprocessing = _preprocessing(run_config, config)
-
-    def compute() -> Features:
-        return embed(
-            build(),
-            archive.reader,
-            row_index=rows,
-            batch_size=config.batch_size,
-            device=device,
-            on_progress=on_progress,
-            **preprocessing,
-        )
-
-    if cache is None:
-        return compute().cls
-    of_rows = "all" if rows is None else short_hash(np.asarray(rows).tolist())
-    key = {"weights": weights_key, "manifest": archive.content_hash, "rows": of_rows, **preprocessing}
-    return cache.get(key, compute).cls
+) -> Subject:
+    return Subject(
+        arm=arm,
+        seed=backbone.seed,
+        iteration=backbone.iteration,
+        checkpoint_hash=backbone.weights_hash,
+        architecture=_comparable(backbone, config),
+        compute=partial(archive_features, backbone, archive, config, store=store, device=device),
+    )
 
 
-def _raw_pixel_control(archive: LabelledImages, on_progress: OnProgress | None = None) -> NDArray[np.float32]:
-    is_bank = archive.cohort.split == Split.TRAIN
-    return raw_pixel_features(_all_raw_pixels(archive, on_progress), is_bank=is_bank)
+def _pixel_subject(arm: str, archive: LabelledImages, config: SuiteConfig, *, store: FeatureStore) -> Subject:
+    """Raw pixels, or the oracle on them, by the name of the arm."""
 
+    def compute(on_progress: OnProgress | None = None) -> NDArray[np.float32]:
+        cohort, is_bank = archive.cohort, archive.cohort.split == Split.TRAIN
+        plain = replace(config, tokens="cls")
+        vectors = archive_features(open_backbone(PIXELS), archive, plain, on_progress, store=store, device="cpu")
+        if arm == RAW_PIXELS:
+            return fit_whitening(vectors[is_bank])(vectors)
+        pairs = pair_views(cohort.family, study_codes=cohort.study_codes, is_bank=is_bank)
+        pairs = pairs.shuffled(seed=0) if arm == CCA_SHUFFLED else pairs
+        return cca_features(vectors, family=cohort.family, pairs=pairs, is_bank=is_bank)
 
-def _cca_control(
-    archive: LabelledImages, on_progress: OnProgress | None = None, *, is_shuffled: bool
-) -> NDArray[np.float32]:
-    cohort, is_bank = archive.cohort, archive.cohort.split == Split.TRAIN
-    pairs = pair_views(cohort.family, study_codes=cohort.study_codes, is_bank=is_bank)
-    pairs = pairs.shuffled(seed=0) if is_shuffled else pairs
-    vectors = _all_raw_pixels(archive, on_progress)
-    return cca_features(vectors, family=cohort.family, pairs=pairs, is_bank=is_bank)
-
-
-def _all_raw_pixels(archive: LabelledImages, on_progress: OnProgress | None) -> NDArray[np.float32]:
-    vectors = raw_pixels(archive.reader, row_index=np.arange(len(archive.cohort.split)))
-    if on_progress is not None:
-        on_progress(len(vectors), len(vectors))
-    return vectors
+    return Subject(arm, None, None, "", "", compute)

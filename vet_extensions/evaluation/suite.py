@@ -19,15 +19,18 @@ import torch
 
 from dinov2.eval.run_folder import list_checkpoints
 from vet_extensions.errors import UserError
+from vet_extensions.evaluation.backbones import open_backbone
+from vet_extensions.evaluation.checks import check_cohort
 from vet_extensions.evaluation.cohort import open_archive
 from vet_extensions.evaluation.controls import (
     RANDOM_INIT,
     Subject,
+    archive_features,
     control_subjects,
-    embed_checkpoint,
     trained_subjects,
 )
-from vet_extensions.evaluation.features import FeatureCache, OnProgress, short_hash
+from vet_extensions.evaluation.features import OnProgress, short_hash
+from vet_extensions.evaluation.leaks import NOT_TRAINED, check_runs, leaks_by_arm
 from vet_extensions.evaluation.metrics import AUROC, label_metrics, macro
 from vet_extensions.evaluation.probes import knn_scores
 from vet_extensions.evaluation.results import (
@@ -47,6 +50,7 @@ from vet_extensions.evaluation.statistics import (
     macro_difference,
     macro_estimate,
 )
+from vet_extensions.evaluation.store import FeatureStore
 from vet_extensions.schema import Split
 
 logger = logging.getLogger("vet_extensions")
@@ -56,24 +60,30 @@ _SCORING_SHARE = 4
 
 
 def run_suite(
-    run_dirs_or_checkpoints: Sequence[str | Path],
+    specs: Sequence[str | Path],
     intake_root: str | Path,
     suite_config: SuiteConfig | Mapping[str, Any] | str | Path,
     out_dir: str | Path,
     *,
     on_progress: OnProgress | None = None,
     device: str | torch.device = "cpu",
+    allow_leak: bool = False,
 ) -> list[Result]:
-    """Judge the newest (or given) checkpoint of every run beside its controls; append to out_dir/results.jsonl; return the rows.
+    """Judge every backbone beside its controls; append to out_dir/results.jsonl; return the rows.
 
-    An arm is the run's routing.name, its seed train.seed; further checkpoints of the same arm and seed become "<arm>#2" and so
-    on. on_progress counts images: all of every subject, and a quarter for their scoring.
+    specs: run folders (their newest checkpoint), checkpoints, or whatever else `backbones.open_backbone` takes. The arm of a run
+    is its routing.name, its seed train.seed; further ones of the same arm and seed become "<arm>#2" and so on. on_progress
+    counts images: all of every subject, and a quarter for their scoring. Raises `UserError` where a run was pre-trained on test
+    data; with allow_leak every row says so instead.
     """
     config, out_dir = load_suite(suite_config), Path(out_dir)
     archive = open_archive(intake_root)
-    cache = FeatureCache(out_dir / "features")
-    subjects = trained_subjects(run_dirs_or_checkpoints, archive, config, cache=cache, device=device)
-    subjects += control_subjects(run_dirs_or_checkpoints, archive, config, cache=cache, device=device)
+    check_cohort(archive, config)
+    pretraining = check_runs(specs, intake_root, allow_leak=allow_leak)
+    store = FeatureStore(out_dir / "features")
+    subjects = trained_subjects(specs, archive, config, store=store, device=device)
+    leaks = leaks_by_arm([subject.arm for subject in subjects], pretraining)
+    subjects += control_subjects(specs, archive, config, store=store, device=device)
 
     n_images = len(archive.cohort.split)
     share = max(1, n_images // _SCORING_SHARE)
@@ -88,7 +98,10 @@ def run_suite(
         measured.append((subject, measure(features, archive, config, bootstrap=bootstrap)))
         report(before + n_images + share, total)
     shared = {"suite": short_hash(asdict(config)), "manifest": archive.content_hash, **_shared_config(config)}
-    results = [replace(row, config={**shared, **row.config}) for row in _rows(measured, config.bootstrap.confidence)]
+    results = [
+        replace(row, config={**shared, "leak": leaks.get(row.arm, NOT_TRAINED), **row.config})
+        for row in _rows(measured, config.bootstrap.confidence)
+    ]
     append_results(out_dir / RESULTS_FILE, results)
     return results
 
@@ -98,7 +111,7 @@ def knn_curve(
     intake_root: str | Path,
     suite_config: SuiteConfig | Mapping[str, Any] | str | Path,
     *,
-    cache_dir: str | Path | None = None,
+    cache_dir: str | Path,
     max_bank_images: int | None = None,
     on_progress: OnProgress | None = None,
     device: str | torch.device = "cpu",
@@ -106,7 +119,7 @@ def knn_curve(
     """(iteration, k-NN macro AUROC of the validation images) of every teacher checkpoint of a run; test stays unseen.
 
     Over the gross findings where the archive has them, else over all; k is the suite's first. max_bank_images: search an
-    evenly spaced part of the training images. cache_dir: where features are kept, None to keep nothing.
+    evenly spaced part of the training images. cache_dir: the folder of a feature store.
     """
     config, archive = load_suite(suite_config), open_archive(intake_root)
     bank, val = (np.flatnonzero(archive.cohort.split == split) for split in (Split.TRAIN, Split.VAL))
@@ -120,16 +133,16 @@ def knn_curve(
     )
     bank_labels, val_labels = (archive.cohort.labels[part][:, columns] for part in (bank, val))
     checkpoints = list_checkpoints(run_dir)
-    cache = None if cache_dir is None else FeatureCache(Path(cache_dir))
+    store = FeatureStore(Path(cache_dir))
     report = on_progress or (lambda done, total: None)
     curve = []
     for place, (iteration, path) in enumerate(checkpoints):
-        features = embed_checkpoint(
-            path,
+        features = archive_features(
+            open_backbone(path),
             archive,
             config,
             lambda done, _, place=place: report(place * len(rows) + done, len(checkpoints) * len(rows)),
-            cache=cache,
+            store=store,
             device=device,
             rows=rows,
         )

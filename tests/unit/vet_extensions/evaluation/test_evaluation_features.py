@@ -1,4 +1,4 @@
-"""Preparing, embedding, loading and caching: the same image gives the same features wherever it is looked at."""
+"""Preparing images and loading backbones: the same image gives the same features wherever it is looked at."""
 
 from pathlib import Path
 
@@ -12,38 +12,7 @@ from dinov2.configs import dinov2_default_config
 from dinov2.eval.run_folder import list_checkpoints
 from dinov2.models import build_model_from_cfg
 from vet_extensions.errors import UserError
-from vet_extensions.evaluation.features import (
-    FeatureCache,
-    Features,
-    embed,
-    load_backbone,
-    prepare_image,
-)
-
-
-class Pixels:
-    """Images in memory, with the two methods of a ShardReader."""
-
-    def __init__(self, n_images: int = 7) -> None:
-        self.images = np.random.default_rng(0).integers(0, 256, size=(n_images, 20, 16), dtype=np.uint8)
-
-    def read(self, row_index: int, /) -> np.ndarray:
-        return self.images[row_index]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
-class MeanBackbone(nn.Module):
-    """Stands in for a backbone: its class token is the image's mean and variance."""
-
-    patch_size = 8
-
-    def forward_features(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        assert not self.training
-        flat = x.flatten(1)
-        token = torch.stack([flat.mean(dim=1), flat.var(dim=1)], dim=1)
-        return {"x_norm_clstoken": token, "x_norm_patchtokens": torch.stack([token, 3 * token], dim=1)}
+from vet_extensions.evaluation.features import load_backbone, prepare_image
 
 
 def micro_config(**student: object) -> DictConfig:
@@ -96,44 +65,6 @@ def test_colour_and_float_images_are_refused() -> None:
             prepare_image(pixels, 8)
 
 
-def test_features_follow_row_index_whatever_the_batch_size() -> None:
-    rows = np.array([5, 0, 3])
-    whole = embed(MeanBackbone(), Pixels(), image_size_px=16, batch_size=64)
-    some = embed(MeanBackbone(), Pixels(), image_size_px=16, row_index=rows, batch_size=2)
-    np.testing.assert_allclose(some.cls, whole.cls[rows], rtol=1e-6)
-    assert some.row_index.tolist() == rows.tolist()
-    assert whole.cls.dtype == np.float32
-
-
-def test_the_mean_patch_token_is_appended_on_request() -> None:
-    features = embed(MeanBackbone(), Pixels(), image_size_px=16, tokens="cls+mean_patch").cls
-    np.testing.assert_allclose(features[:, 2:], 2 * features[:, :2], rtol=1e-6)
-
-
-def test_embedding_reports_progress_and_leaves_the_mode_as_it_was() -> None:
-    seen: list[tuple[int, int]] = []
-    backbone = MeanBackbone().train()
-    embed(
-        backbone, Pixels(), image_size_px=16, batch_size=3, on_progress=lambda done, total: seen.append((done, total))
-    )
-    assert seen == [(3, 7), (6, 7), (7, 7)]
-    assert backbone.training
-
-
-def test_a_size_that_patches_do_not_tile_names_the_sizes_that_fit() -> None:
-    with pytest.raises(UserError, match="Use 16 or 24"):
-        embed(MeanBackbone(), Pixels(), image_size_px=20)
-
-
-def test_features_that_are_not_finite_are_refused() -> None:
-    class Diverged(MeanBackbone):
-        def forward_features(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"x_norm_clstoken": torch.full((len(x), 2), torch.nan)}
-
-    with pytest.raises(UserError, match="7 of 7 images"):
-        embed(Diverged(), Pixels(), image_size_px=16)
-
-
 def test_checkpoints_are_listed_by_iteration_not_by_name(tmp_path: Path) -> None:
     write_run(tmp_path, iterations=(100, 9, 25))
     assert [iteration for iteration, _ in list_checkpoints(tmp_path)] == [9, 25, 100]
@@ -141,12 +72,11 @@ def test_checkpoints_are_listed_by_iteration_not_by_name(tmp_path: Path) -> None
 
 def test_a_loaded_backbone_gives_the_features_of_the_one_that_was_saved(tmp_path: Path) -> None:
     saved = write_run(tmp_path)
-    loaded, config = load_backbone(tmp_path)
-    by_file, _ = load_backbone(list_checkpoints(tmp_path)[-1][1])
-    expected = embed(saved, Pixels(), image_size_px=16).cls
-    assert config.student.arch == "vit_micro"
-    for backbone in (loaded, by_file):
-        np.testing.assert_array_equal(embed(backbone, Pixels(), image_size_px=16).cls, expected)
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for given in (tmp_path, list_checkpoints(tmp_path)[-1][1]):
+        loaded, config = load_backbone(given)
+        assert config.student.arch == "vit_micro"
+        torch.testing.assert_close(loaded(images), saved(images), rtol=0, atol=0)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused_with_what_differs(tmp_path: Path) -> None:
@@ -171,20 +101,3 @@ def test_a_folder_without_checkpoint_or_config_says_what_is_missing(tmp_path: Pa
     (tmp_path / "config.yaml").unlink()
     with pytest.raises(UserError, match=r"no config\.yaml"):
         load_backbone(tmp_path)
-
-
-def test_cached_features_are_computed_once_and_again_after_damage(tmp_path: Path) -> None:
-    cache, calls = FeatureCache(tmp_path), []
-
-    def compute() -> Features:
-        calls.append(1)
-        return Features(cls=np.ones((2, 3), dtype=np.float32), row_index=np.arange(2))
-
-    first, second = cache.get({"weights": "a"}, compute), cache.get({"weights": "a"}, compute)
-    np.testing.assert_array_equal(first.cls, second.cls)
-    assert len(calls) == 1
-    for path in tmp_path.glob("*.npz"):
-        path.write_bytes(b"PK\x03\x04 cut off")
-    cache.get({"weights": "a"}, compute)
-    cache.get({"weights": "b"}, compute)
-    assert len(calls) == 3
