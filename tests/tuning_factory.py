@@ -1,14 +1,19 @@
 """A tiny backbone and phantom radiographs in memory, for tests that tune."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from dinov2.layers import MemEffAttention
 from dinov2.layers import NestedTensorBlock as Block
 from dinov2.models.vision_transformer import DinoVisionTransformer
+from vet_extensions.evaluation.backbones import read_vit
 from vet_extensions.evaluation.cohort import MULTILABEL, Cohort, LabelledImages
+from vet_extensions.evaluation.embedding import Backbone
 from vet_extensions.evaluation.tuning_config import TuningConfig
 from vet_extensions.phantom.render import render_view
 from vet_extensions.phantom.studies import sample_study
@@ -17,14 +22,14 @@ WIDTH, DEPTH, SIZE_PX = 32, 3, 32
 QUICK = TuningConfig(epochs=2, batch_size=8, rank=4, n_prompts=2, last_blocks=1)
 
 
-def tiny_backbone(*, seed: int = 0, block_chunks: int = 0, registers: int = 0) -> DinoVisionTransformer:
+def tiny_vit(*, seed: int = 0, block_chunks: int = 0, registers: int = 0, width: int = WIDTH) -> DinoVisionTransformer:
     """Three blocks of 32 channels on patches of 8 pixels; LayerScale and positions, so that nothing is left out."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return DinoVisionTransformer(
             img_size=SIZE_PX,
             patch_size=8,
-            embed_dim=WIDTH,
+            embed_dim=width,
             depth=DEPTH,
             num_heads=2,
             block_fn=partial(Block, attn_class=MemEffAttention),
@@ -32,6 +37,28 @@ def tiny_backbone(*, seed: int = 0, block_chunks: int = 0, registers: int = 0) -
             block_chunks=block_chunks,
             num_register_tokens=registers,
         )
+
+
+def as_backbone(build: Callable[[], nn.Module], **facts: Any) -> Backbone:
+    """Whatever `build` gives, as the evaluation sees backbones; facts: fields that differ from the tiny one's."""
+    known: dict[str, Any] = {
+        "name": "tiny",
+        "weights_hash": "0",
+        "architecture": "tiny",
+        "embed_dim": WIDTH,
+        "patch_size": 8,
+        "n_blocks": DEPTH,
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.25, 0.25, 0.25),
+        "image_size_px": SIZE_PX,
+        "read": read_vit,
+    }
+    return Backbone(**(known | facts), build=build)
+
+
+def tiny_backbone(**options: Any) -> Backbone:
+    """`tiny_vit`, as the evaluation sees backbones."""
+    return as_backbone(partial(tiny_vit, **options))
 
 
 class Pixels:

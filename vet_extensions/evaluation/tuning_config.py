@@ -24,6 +24,12 @@ BASE_LEARNING_RATES = {
 
 TUNED_PROTOCOLS = tuple(BASE_LEARNING_RATES)
 
+TARGETS = (
+    *("qkv", "query", "key", "value", "q_proj", "k_proj", "v_proj"),
+    *("fc1", "fc2", "w12", "w3", "up_proj", "down_proj"),
+)
+"""What attention's projections and the layers of feed-forward branches are called here, in timm and in transformers."""
+
 AUGMENTATIONS = ("radiograph", "none")
 PRECISIONS = ("auto", "fp32", "bf16")
 PROMPTS = ("deep", "shallow")
@@ -56,7 +62,7 @@ class TuningConfig:
     rank: int = 48
     alpha: float = 16.0
     dropout: float = 0.1
-    targets: tuple[str, ...] = ("qkv", "fc1", "fc2", "w12", "w3")
+    targets: tuple[str, ...] = TARGETS
     n_prompts: int = 10
     prompts: str = "deep"
     last_blocks: int = 2
