@@ -71,6 +71,7 @@ ALLOWED: dict[str, set[str]] = {
         *CORE_BOTTOM,
         "vet_extensions.manifest",
         "vet_extensions.shards",
+        "vet_extensions.intake",
         "vet_extensions.data",
         "dinov2.eval",
         "dinov2.models",
@@ -104,6 +105,18 @@ ONLY = {
     ("vet_extensions.data", "dinov2.loss"): {"dinov2.loss.routing"},
     ("vet_extensions.routing", "dinov2.loss"): {"dinov2.loss.routing"},
     ("vet_extensions.export", "dinov2.eval"): {"dinov2.eval.setup", "dinov2.eval.run_folder"},
+    ("vet_extensions.evaluation", "vet_extensions.intake"): {
+        "vet_extensions.intake.image",
+        "vet_extensions.intake.options",
+        "vet_extensions.intake.refusal",
+        *(
+            f"vet_extensions.intake.sources.{name}"
+            for name in (
+                *("base", "chexpert", "image_folder", "labelling", "listing"),
+                *("mimic_cxr", "mura", "nih_cxr14", "tables", "vindr_mammo"),
+            )
+        ),
+    },
     ("vet_extensions.analysis", "vet_extensions.evaluation"): {"vet_extensions.evaluation.features"},
     ("vet_extensions.ablation", "vet_extensions.analysis"): {
         "vet_extensions.analysis.curves",

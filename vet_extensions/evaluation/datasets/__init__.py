@@ -1,0 +1,7 @@
+"""Public data sets and tables of one's own, as the protocols see them: `open_data("chexpert:root=FOLDER")`; see
+docs/evaluation_datasets.md. Importing it registers all adapters."""
+
+from vet_extensions.evaluation.datasets import cases, generic, medmnist, sourced
+from vet_extensions.evaluation.datasets.registry import DATA_SETS, open_data
+
+__all__ = ["DATA_SETS", "cases", "generic", "medmnist", "open_data", "sourced"]

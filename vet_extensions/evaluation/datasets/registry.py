@@ -1,0 +1,70 @@
+"""Data sets by name: `chexpert:root=FOLDER:labels=all` to `LabelledImages`. The suite calls `open_data`.
+
+Adapters register where they are defined; `import vet_extensions.evaluation.datasets` brings all of them. A script adds its own
+with `@DATA_SETS.register("name")`.
+"""
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from dinov2.utils.registry import Registry
+from vet_extensions.errors import UserError
+from vet_extensions.evaluation.cohort import LabelledImages, open_archive
+
+Adapter = Callable[..., LabelledImages]
+"""Called with `root`, a Path, and the options of a data set string, all keyword arguments and all text."""
+
+T = TypeVar("T")
+
+DATA_SETS: Registry[Adapter] = Registry("data set")
+
+_KEY = re.compile(r":(?=[A-Za-z_]\w*=)")
+"""A part begins only at a colon that `word=` follows, so that a folder's name may hold colons."""
+
+
+def open_data(what: str | Path) -> LabelledImages:
+    """An intake folder, or the public data set that a string `NAME:root=FOLDER:key=value` names.
+
+    Errors: UserError for an unknown name or key, and whatever the adapter refuses.
+    """
+    text = str(what)
+    name, *parts = _KEY.split(text)
+    if Path(text).is_dir() or (not parts and name not in DATA_SETS):
+        return open_archive(text)
+    return open_named(DATA_SETS, text)
+
+
+def open_named(registry: Registry[Callable[..., T]], text: str) -> T:
+    """What the adapter named in `NAME:root=FOLDER:key=value` makes of its folder. Errors: UserError."""
+    name, *parts = _KEY.split(text)
+    if name not in registry:
+        near = difflib.get_close_matches(name, registry, n=1)
+        guess = f" Did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"Unknown {registry.kind} '{name}'.{guess} Known: {', '.join(registry.names())}.")
+    adapter = registry.get(name)
+    parameters = inspect.signature(adapter).parameters
+    allowed = [key for key in parameters if key != "root"]
+    options: dict[str, str] = {}
+    for part in parts:
+        key, _, value = part.partition("=")
+        if key != "root" and key not in allowed:
+            near = difflib.get_close_matches(key, allowed, n=1)
+            guess = f" Did you mean '{near[0]}'?" if near else ""
+            raise UserError(f"The data set '{name}' has no key '{key}'.{guess} Keys: root, {', '.join(allowed)}.")
+        if key in options or not value:
+            raise UserError(f"The data set '{name}': give the key '{key}' once, and with a value.")
+        options[key] = value
+    root = Path(options.pop("root", ""))
+    if "root" not in text or not root.is_dir():
+        raise UserError(
+            f"The data set '{name}' needs the folder that it was downloaded to: {name}:root=FOLDER"
+            + (f", and '{root}' is none." if "root" in text else ".")
+        )
+    required = [key for key, value in parameters.items() if value.default is value.empty and key != "root"]
+    if absent := [key for key in required if key not in options]:
+        raise UserError(f"The data set '{name}' needs the key '{absent[0]}': {name}:root=FOLDER:{absent[0]}=...")
+    return adapter(root=root, **options)
