@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -51,6 +50,7 @@ from vet_extensions.evaluation.tuning_methods import adapt, n_parameters
 from vet_extensions.evaluation.tuning_model import (
     TunedClassifier,
     base_rates,
+    class_log_odds,
     known_loss,
     make_optimizer,
     rate_share,
@@ -62,10 +62,19 @@ logger = logging.getLogger("vet_extensions")
 
 @dataclass(frozen=True)
 class Tuned:
-    """Scores of the validation and test images for every learning rate, and the facts of each."""
+    """Scores of the validation and test images for every learning rate, and the facts of each. memory_of: what
+    `TuningFacts.peak_memory_bytes` measures, "cuda" or "process"."""
 
     candidates: Candidates
     facts: tuple[TuningFacts, ...]
+    memory_of: str
+
+    def row(self, place: int) -> dict[str, list[float]]:
+        """The facts of one learning rate, as a result's configuration holds them."""
+        facts = asdict(self.facts[place])
+        del facts["learning_rate"]
+        facts[f"peak_{self.memory_of}_bytes"] = facts.pop("peak_memory_bytes")
+        return {name: [value] for name, value in facts.items()}
 
 
 def tune(
@@ -80,7 +89,7 @@ def tune(
     folder: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> Tuned:
-    """Train with `method` (one of `TUNED_PROTOCOLS`) and score; val: [G, n_val, L] and test: [G, n_test, L] logits.
+    """Train with `method` (one of `TUNED_PROTOCOLS`) and score; val: [G, n_val, L] and test: [G, n_test, L] log-odds.
 
     image_size_px: where the config does not say; None for the backbone's own. folder: where trainings are kept, None to keep
     nothing. on_progress counts training images. A label that the training images do not show both present and absent has NaN
@@ -107,7 +116,8 @@ def tune(
         np.stack([one.test for one in finished]),
         are_logits=True,
     )
-    return Tuned(candidates, tuple(one.facts for one in finished))
+    memory_of = "cuda" if torch.device(device).type == "cuda" else "process"
+    return Tuned(candidates, tuple(one.facts for one in finished), memory_of)
 
 
 @dataclass
@@ -218,7 +228,7 @@ class Training:
             return self.classifier(pixels).float()
 
     def _scores(self, rows: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Logits [n, L] of rows; of classes, logarithms of their probabilities, which can be compared between images."""
+        """Log-odds [n, L] of each label, or each class against all others, of rows."""
         job, parts = self.job, []
         self.classifier.eval()
         batches = scored_batches(rows, batch_size=job.config.batch_size)
@@ -227,7 +237,7 @@ class Training:
                 self._pixels, batches, mean=job.backbone.mean, std=job.backbone.std, device=job.device
             ):
                 logits = self._logits(pixels)
-                parts.append((F.log_softmax(logits, dim=1) if job.images.task == MULTICLASS else logits).cpu())
+                parts.append((class_log_odds(logits) if job.images.task == MULTICLASS else logits).cpu())
         labels = job.images.cohort.labels[self._train]
         scores = torch.cat(parts).numpy() if parts else np.empty((0, labels.shape[1]), dtype=np.float32)
         scores[:, ~((labels == 1).any(axis=0) & (labels == 0).any(axis=0))] = np.nan

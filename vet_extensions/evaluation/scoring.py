@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vet_extensions.evaluation.cohort import MULTICLASS, Cohort, LabelledImages, pool_scores
+from vet_extensions.evaluation.finetune import Tuned
 from vet_extensions.evaluation.metrics import ACCURACY, CLASS_METRICS, METRICS
 from vet_extensions.evaluation.probes import Candidates, ProbeData, knn_probe, linear_probe
 from vet_extensions.evaluation.results import Measured, Measurement, SuiteConfig
 from vet_extensions.evaluation.statistics import LabelSamples, PatientBootstrap, average, concatenate
+from vet_extensions.evaluation.tuning_config import TUNED_LEVELS, TUNED_PROTOCOLS
 from vet_extensions.schema import FINDINGS, GROSS_FINDINGS, Split
 
 logger = logging.getLogger("vet_extensions")
@@ -110,16 +112,26 @@ def measure(
     *,
     bootstrap: PatientBootstrap,
     on_predictions: Callable[[Predictions], None] | None = None,
+    tuned: Callable[[str], Tuned] | None = None,
 ) -> dict[Measurement, Measured]:
     """Every level, group, protocol and metric of one set of features [n_images, D].
 
-    on_predictions: gets the scores behind each level, group and protocol.
+    on_predictions: gets the scores behind each level, group and protocol. tuned: asked for the training of each protocol that
+    tunes the backbone, once a level that scores images; None where there is no backbone, which leaves these protocols out.
     """
     measured: dict[Measurement, Measured] = {}
     for level in config.levels:
         groups = label_groups(archive.label_names, config, level=level)
         for protocol in config.protocols:
-            folds, details = make_folds(features, archive, config, level=level, protocol=protocol)
+            training = None
+            if protocol in TUNED_PROTOCOLS:
+                if tuned is None or level not in TUNED_LEVELS:
+                    continue
+                training = tuned(protocol)
+            candidates = None if training is None else training.candidates
+            folds, details = make_folds(
+                features, archive, config, level=level, protocol=protocol, candidates=candidates
+            )
             if not folds:
                 logger.warning("level %s, %s: too few images of its views, not measured", level, protocol)
                 continue
@@ -129,6 +141,7 @@ def measure(
                     names = (level, group, protocol)
                     on_predictions(_predictions(folds, chosen, columns, archive=archive, names=names))
                 values = [fold.candidates.values[place] for fold, place in zip(folds, chosen, strict=True)]
+                facts = {} if training is None else training.row(chosen[0])
                 found = _samples(folds, chosen, columns, task=archive.task, bootstrap=bootstrap)
                 names = tuple(archive.label_names[column] for column in columns)
                 for metric, samples in found.items():
@@ -137,7 +150,7 @@ def measure(
                         labels=("all classes",) if metric == ACCURACY else names,
                         n_images=sum(len(fold.test.labels) for fold in folds),
                         n_patients=len(np.unique(np.concatenate([fold.test.patient_codes for fold in folds]))),
-                        chosen={folds[0].candidates.parameter: values},
+                        chosen={folds[0].candidates.parameter: values, **facts},
                         config=details,
                     )
     return measured
@@ -156,9 +169,18 @@ def label_groups(label_names: Sequence[str], config: SuiteConfig, *, level: str)
 
 
 def make_folds(
-    features: NDArray[np.floating], archive: LabelledImages, config: SuiteConfig, *, level: str, protocol: str
+    features: NDArray[np.floating],
+    archive: LabelledImages,
+    config: SuiteConfig,
+    *,
+    level: str,
+    protocol: str,
+    candidates: Candidates | None = None,
 ) -> tuple[list[Fold], dict[str, int]]:
-    """The probe's scores for each (bank, queries) of a level, and details for its rows; no fold where a part is empty."""
+    """The probe's scores for each (bank, queries) of a level, and details for its rows; no fold where a part is empty.
+
+    candidates: scores of all validation and test images, where no probe is to make them.
+    """
     cohort, rows, details = archive.cohort, np.arange(len(archive.cohort.split)), {}
     if level == "study":
         features, n_missing = cohort.pool_by_study(features)
@@ -175,17 +197,19 @@ def make_folds(
         val, test = (in_query & (cohort.split == split) for split in (Split.VAL, Split.TEST))
         if not bank.any() or not test.any():
             return [], details
-        candidates = _probe([ProbeData(features[of], cohort.labels[of]) for of in (bank, val, test)], config, protocol)
-        if candidates is None:
+        probed = candidates or _probe(
+            [ProbeData(features[of], cohort.labels[of]) for of in (bank, val, test)], config, protocol
+        )
+        if probed is None:
             return [], details
         parts, part_rows = [cohort.take(val), cohort.take(test)], [rows[val], rows[test]]
         if level in SCORE_POOLING:
             how, codes = SCORE_POOLING[level], [part.study_codes for part in parts]
-            pooled = [pool_scores(s, study_codes=c, how=how) for s, c in zip((candidates.val, candidates.test), codes)]
-            candidates = replace(candidates, val=pooled[0], test=pooled[1])
+            pooled = [pool_scores(s, study_codes=c, how=how) for s, c in zip((probed.val, probed.test), codes)]
+            probed = replace(probed, val=pooled[0], test=pooled[1])
             part_rows = [of[np.unique(c, return_index=True)[1]] for of, c in zip(part_rows, codes)]
             parts = [part.by_study() for part in parts]
-        folds.append(Fold(candidates, val=parts[0], test=parts[1], val_rows=part_rows[0], test_rows=part_rows[1]))
+        folds.append(Fold(probed, val=parts[0], test=parts[1], val_rows=part_rows[0], test_rows=part_rows[1]))
     return folds, details
 
 

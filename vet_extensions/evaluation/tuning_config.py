@@ -23,6 +23,8 @@ BASE_LEARNING_RATES = {
 """Peak of AdamW's rate for what each method trains inside the backbone: the fewer numbers it moves, the further they may go."""
 
 TUNED_PROTOCOLS = tuple(BASE_LEARNING_RATES)
+TUNED_LEVELS = ("image", "study_mean", "study_max")
+"""Levels on which tuned backbones are judged: one training on all images, whose scores may be pooled by study."""
 
 TARGETS = (
     *("qkv", "query", "key", "value", "q_proj", "k_proj", "v_proj"),

@@ -38,7 +38,7 @@ class TuningFacts:
 
 @dataclass(frozen=True)
 class Finished:
-    """A training that is over. val: [n_val, L], test: [n_test, L] logits."""
+    """A training that is over. val: [n_val, L], test: [n_test, L] log-odds."""
 
     val: NDArray[np.float32]
     test: NDArray[np.float32]

@@ -69,6 +69,13 @@ def known_loss(logits: Tensor, labels: Tensor, *, task: str) -> tuple[Tensor, Te
     return torch.where(known, losses, 0.0).sum(), known.sum()
 
 
+def class_log_odds(logits: Tensor) -> Tensor:
+    """Log-odds [B, L] of each class against all others, which can be compared between images; their sigmoid is the softmax."""
+    is_self = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
+    others = logits[:, None, :].masked_fill(is_self, -math.inf)  # [B, L, L]
+    return logits - others.logsumexp(dim=2)
+
+
 def base_rates(labels: NDArray[Any]) -> Tensor:
     """[L]: share of positives among the known values of labels [n, L]; a half where none is known."""
     stated = torch.from_numpy(labels)

@@ -29,14 +29,20 @@ from vet_extensions.evaluation.backbones import read_vit
 from vet_extensions.evaluation.cohort import MULTICLASS, LabelledImages
 from vet_extensions.evaluation.embedding import BlockTokens, cls_name, embed
 from vet_extensions.evaluation.finetune import Tuned, tune
+from vet_extensions.evaluation.logistic import fit_logistic
 from vet_extensions.evaluation.metrics import AUROC, is_known, label_metrics, macro
-from vet_extensions.evaluation.probes import fit_logistic
 from vet_extensions.evaluation.results import LinearConfig
 from vet_extensions.evaluation.tuning_checks import NotTrainedAsIntended
 from vet_extensions.evaluation.tuning_config import BASE_LEARNING_RATES, TUNED_PROTOCOLS, TuningConfig
 from vet_extensions.evaluation.tuning_data import TuningImages, epoch_batches, rows_of
 from vet_extensions.evaluation.tuning_methods import adapt
-from vet_extensions.evaluation.tuning_model import TunedClassifier, known_loss, make_optimizer, rate_share
+from vet_extensions.evaluation.tuning_model import (
+    TunedClassifier,
+    class_log_odds,
+    known_loss,
+    make_optimizer,
+    rate_share,
+)
 from vet_extensions.schema import Split
 
 
@@ -168,11 +174,17 @@ def test_each_learning_rate_is_a_candidate(phantom: LabelledImages) -> None:
     np.testing.assert_array_equal(tuned.candidates.test[1], alone.candidates.test[0])
 
 
-def test_classes_are_scored_by_probabilities_that_sum_to_one(phantom: LabelledImages) -> None:
+def test_classes_are_scored_by_log_odds_of_probabilities_that_sum_to_one(phantom: LabelledImages) -> None:
     labels = np.eye(3, dtype=np.int8)[np.arange(len(phantom.cohort.split)) % 3]
     images = cohort_of(phantom.reader.images, labels, phantom.cohort.split, task=MULTICLASS)  # type: ignore[attr-defined]
-    tuned = run(images)
-    np.testing.assert_allclose(np.exp(tuned.candidates.test).sum(axis=2), 1, rtol=1e-5)
+    odds = run(images).candidates.test
+    np.testing.assert_allclose((1 / (1 + np.exp(-odds))).sum(axis=2), 1, rtol=1e-5)
+
+
+def test_log_odds_of_classes_are_those_of_the_softmax_and_finite_where_it_saturates() -> None:
+    logits = torch.randn(5, 4)
+    torch.testing.assert_close(class_log_odds(logits), torch.logit(logits.softmax(dim=1)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(class_log_odds(torch.tensor([[500.0, 0.0]])), torch.tensor([[500.0, -500.0]]))
 
 
 def test_a_label_without_both_values_in_training_has_no_score(phantom: LabelledImages) -> None:
