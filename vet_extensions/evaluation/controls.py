@@ -33,7 +33,8 @@ CCA_COMPONENTS = 32
 
 @dataclass(frozen=True)
 class Subject:
-    """One thing to be judged: a checkpoint, or a control. architecture: what its random-init control must share, or "" ."""
+    """One thing to be judged: a checkpoint, or a control. architecture: what its random-init control must share, or "" .
+    backbone: the network that its features come from, for protocols that train it; None where there is none."""
 
     arm: str
     seed: int | None
@@ -41,6 +42,7 @@ class Subject:
     checkpoint_hash: str
     architecture: str
     compute: Callable[[OnProgress], NDArray[np.floating]]
+    backbone: Backbone | None = None
 
 
 def trained_subjects(
@@ -255,6 +257,7 @@ def _backbone_subject(
         checkpoint_hash=backbone.weights_hash,
         architecture=_comparable(backbone, config),
         compute=partial(archive_features, backbone, archive, config, store=store, device=device),
+        backbone=backbone,
     )
 
 
