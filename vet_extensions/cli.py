@@ -187,17 +187,24 @@ def evaluate(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN", help="Run folders of trained models.", show_default=False)
     ],
-    data: Annotated[Path, typer.Option(help="Intake folder to evaluate on.", show_default=False)],
+    data: Annotated[
+        str,
+        typer.Option(help="Intake folder, or a public data set: NAME:root=FOLDER:key=value.", show_default=False),
+    ],
     suite: Annotated[Path, typer.Option(help="YAML that names the tasks and protocols.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for the results.", show_default=False)],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    allow_leak: Annotated[
+        bool, typer.Option("--allow-leak", help="Judge models that were pre-trained on test data; every row says so.")
+    ] = False,
 ) -> None:
     """Embed the images once per model, then score them: k-NN and linear probe with intervals, beside controls."""
     from dinov2.utils.device import resolve_device
     from vet_extensions.evaluation.suite import run_suite
 
     with Progress("evaluate", unit="images") as progress:
-        results = run_suite(runs, data, suite, out, on_progress=progress, device=resolve_device(device, key="--device"))
+        chosen = resolve_device(device, key="--device")
+        results = run_suite(runs, data, suite, out, on_progress=progress, device=chosen, allow_leak=allow_leak)
     for row in results:
         print(_in_one_line(row))
 

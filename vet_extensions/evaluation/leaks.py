@@ -36,9 +36,9 @@ class PretrainingCheck:
     sentence: str
 
 
-def check_pretraining(run_dir_or_checkpoint: str | Path, intake_root: str | Path) -> PretrainingCheck:
+def check_pretraining(run_dir_or_checkpoint: str | Path, intake_root: str | Path | None) -> PretrainingCheck:
     """Compare the images that a run was pre-trained on with the test images of an intake folder: patients, studies, images and
-    equal pixels.
+    equal pixels. intake_root: None for a data set without a manifest.
 
     What cannot be compared (no run of this project, another kind of data set, a folder that is not on this machine) is not called
     a leak, but its sentence begins with "unknown".
@@ -54,6 +54,8 @@ def check_pretraining(run_dir_or_checkpoint: str | Path, intake_root: str | Path
     options = dict(pair.split("=", 1) for pair in pairs)
     if name != _STUDIES or "root" not in options:
         return _unknown(f"the training data ({name or 'not named'}) have no manifest to compare with")
+    if intake_root is None:
+        return _unknown("the data that it is judged on have no manifest to compare with")
     try:
         trained_on = _selected(Manifest.open(Path(options["root"])), options)
     except UserError:
@@ -72,7 +74,7 @@ def check_pretraining(run_dir_or_checkpoint: str | Path, intake_root: str | Path
 
 
 def check_runs(
-    runs: Sequence[str | Path], intake_root: str | Path, *, allow_leak: bool = False
+    runs: Sequence[str | Path], intake_root: str | Path | None, *, allow_leak: bool = False
 ) -> list[PretrainingCheck]:
     """`check_pretraining` of every run; raises `UserError` at a leak that is not allowed, logs what is not known to be clean."""
     checks = [check_pretraining(run, intake_root) for run in runs]

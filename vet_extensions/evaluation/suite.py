@@ -29,6 +29,7 @@ from vet_extensions.evaluation.controls import (
     control_subjects,
     trained_subjects,
 )
+from vet_extensions.evaluation.datasets import archive_root, open_data
 from vet_extensions.evaluation.features import OnProgress, short_hash
 from vet_extensions.evaluation.leaks import NOT_TRAINED, check_runs, leaks_by_arm
 from vet_extensions.evaluation.metrics import AUROC, label_metrics, macro
@@ -61,7 +62,7 @@ _SCORING_SHARE = 4
 
 def run_suite(
     specs: Sequence[str | Path],
-    intake_root: str | Path,
+    data: str | Path,
     suite_config: SuiteConfig | Mapping[str, Any] | str | Path,
     out_dir: str | Path,
     *,
@@ -72,14 +73,14 @@ def run_suite(
     """Judge every backbone beside its controls; append to out_dir/results.jsonl; return the rows.
 
     specs: run folders (their newest checkpoint), checkpoints, or whatever else `backbones.open_backbone` takes. The arm of a run
-    is its routing.name, its seed train.seed; further ones of the same arm and seed become "<arm>#2" and so on. on_progress
-    counts images: all of every subject, and a quarter for their scoring. Raises `UserError` where a run was pre-trained on test
-    data; with allow_leak every row says so instead.
+    is its routing.name, its seed train.seed; further ones of the same arm and seed become "<arm>#2" and so on. data:
+    an intake folder, or what else `datasets.open_data` takes. on_progress counts images: all of every subject, and a quarter for
+    their scoring. Raises `UserError` where a run was pre-trained on test data; with allow_leak every row says so instead.
     """
     config, out_dir = load_suite(suite_config), Path(out_dir)
-    archive = open_archive(intake_root)
+    archive = open_data(data)
     check_cohort(archive, config)
-    pretraining = check_runs(specs, intake_root, allow_leak=allow_leak)
+    pretraining = check_runs(specs, archive_root(data), allow_leak=allow_leak)
     store = FeatureStore(out_dir / "features")
     subjects = trained_subjects(specs, archive, config, store=store, device=device)
     leaks = leaks_by_arm([subject.arm for subject in subjects], pretraining)
@@ -98,6 +99,8 @@ def run_suite(
         measured.append((subject, measure(features, archive, config, bootstrap=bootstrap)))
         report(before + n_images + share, total)
     shared = {"suite": short_hash(asdict(config)), "manifest": archive.content_hash, **_shared_config(config)}
+    if archive.policy:
+        shared["data"] = {"name": archive.name, **archive.policy}
     results = [
         replace(row, config={**shared, "leak": leaks.get(row.arm, NOT_TRAINED), **row.config})
         for row in _rows(measured, config.bootstrap.confidence)

@@ -2,6 +2,6 @@
 docs/evaluation_datasets.md. Importing it registers all adapters."""
 
 from vet_extensions.evaluation.datasets import cases, generic, medmnist, sourced
-from vet_extensions.evaluation.datasets.registry import DATA_SETS, open_data
+from vet_extensions.evaluation.datasets.registry import DATA_SETS, archive_root, open_data
 
-__all__ = ["DATA_SETS", "cases", "generic", "medmnist", "open_data", "sourced"]
+__all__ = ["DATA_SETS", "archive_root", "cases", "generic", "medmnist", "open_data", "sourced"]

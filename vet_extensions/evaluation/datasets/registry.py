@@ -31,11 +31,14 @@ def open_data(what: str | Path) -> LabelledImages:
 
     Errors: UserError for an unknown name or key, and whatever the adapter refuses.
     """
-    text = str(what)
-    name, *parts = _KEY.split(text)
-    if Path(text).is_dir() or (not parts and name not in DATA_SETS):
-        return open_archive(text)
-    return open_named(DATA_SETS, text)
+    root = archive_root(what)
+    return open_named(DATA_SETS, str(what)) if root is None else open_archive(root)
+
+
+def archive_root(what: str | Path) -> Path | None:
+    """The intake folder that `open_data` opens; None where the text names a public data set, which has no manifest."""
+    name, *parts = _KEY.split(str(what))
+    return Path(what) if Path(what).is_dir() or (not parts and name not in DATA_SETS) else None
 
 
 def open_named(registry: Registry[Callable[..., T]], text: str) -> T:

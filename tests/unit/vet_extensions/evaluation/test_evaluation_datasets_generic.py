@@ -1,6 +1,7 @@
 """Tables and class folders of one's own, and MedMNIST files."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,8 @@ from vet_extensions.errors import UserError
 from vet_extensions.evaluation.checks import check_cohort
 from vet_extensions.evaluation.cohort import MULTICLASS, MULTILABEL
 from vet_extensions.evaluation.datasets import open_data
-from vet_extensions.evaluation.results import KnnConfig, SuiteConfig
+from vet_extensions.evaluation.results import BootstrapConfig, KnnConfig, SuiteConfig
+from vet_extensions.evaluation.suite import run_suite
 
 SMALL = SuiteConfig(knn=KnnConfig(ks=(2,)))
 NAMES = ["path", "patient", "study", "split", "view", "label"]
@@ -160,3 +162,13 @@ def test_medmnist_labels_outside_the_vocabulary_and_other_names_are_refused(tmp_
         open_data(f"medmnist:root={root}:name=organmnist3d")
     with pytest.raises(UserError, match=r"'octmnist_224.npz' is not in"):
         open_data(f"medmnist:root={root}:name=octmnist:size=224")
+
+
+def test_the_suite_judges_a_data_set_by_its_string_and_writes_its_policy(tmp_path: Path) -> None:
+    write_images(tmp_path / "data", [f"{word}/{n}.png" for word in ("a", "b") for n in range(10)])
+    suite = replace(SMALL, levels=("image",), protocols=("knn",), controls=(), bootstrap=BootstrapConfig(n_resamples=5))
+    rows = run_suite(["pixels"], f"class_folder:root={tmp_path / 'data'}", suite, tmp_path / "out")
+    assert {row.metric for row in rows} >= {"accuracy", "macro_auroc"}
+    assert all(row.config["data"]["name"] == "class folder" for row in rows)
+    assert all("none prescribed" in row.config["data"]["split"] for row in rows)
+    assert str(tmp_path) not in "".join(str(row.to_row()) for row in rows)
