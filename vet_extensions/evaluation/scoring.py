@@ -179,9 +179,12 @@ def make_folds(
 ) -> tuple[list[Fold], dict[str, int]]:
     """The probe's scores for each (bank, queries) of a level, and details for its rows; no fold where a part is empty.
 
-    candidates: scores of all validation and test images, where no probe is to make them.
+    candidates: scores of all validation and test images, where no probe is to make them. A protocol that tunes the backbone has
+    no folds without them.
     """
     cohort, rows, details = archive.cohort, np.arange(len(archive.cohort.split)), {}
+    if candidates is None and protocol in TUNED_PROTOCOLS:
+        return [], details
     if level == "study":
         features, n_missing = cohort.pool_by_study(features)
         rows = np.unique(cohort.study_codes, return_index=True)[1]
