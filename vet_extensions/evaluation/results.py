@@ -25,7 +25,7 @@ from vet_extensions.evaluation.statistics import Estimate, LabelSamples
 RESULTS_SCHEMA_VERSION = 1
 RESULTS_FILE = "results.jsonl"
 
-PROTOCOLS = ("knn", "linear")
+PROTOCOLS = ("knn", "linear", "ml_knn")
 LEVELS = ("image", "lateral", "frontal", "cross_view", "study", "study_mean", "study_max")
 GROUPS = ("gross", "all")
 CONTROLS = ("random_init", "raw_pixels", "cca")
@@ -63,7 +63,7 @@ class SuiteConfig:
     image_size_px: int | None = None
     batch_size: int = 64
     tokens: str = "cls"
-    protocols: tuple[str, ...] = PROTOCOLS
+    protocols: tuple[str, ...] = PROTOCOLS[:2]
     levels: tuple[str, ...] = LEVELS[:5]
     groups: tuple[str, ...] = GROUPS
     controls: tuple[str, ...] = ("random_init", "raw_pixels")

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from vet_extensions.evaluation.cohort import MULTICLASS, Cohort, LabelledImages, pool_scores
 from vet_extensions.evaluation.finetune import Tuned
 from vet_extensions.evaluation.metrics import ACCURACY, CLASS_METRICS, METRICS
-from vet_extensions.evaluation.probes import Candidates, ProbeData, knn_probe, linear_probe
+from vet_extensions.evaluation.probes import Candidates, ProbeData
+from vet_extensions.evaluation.protocols import frozen_candidates
 from vet_extensions.evaluation.results import Measured, Measurement, SuiteConfig
 from vet_extensions.evaluation.statistics import LabelSamples, PatientBootstrap, average, concatenate
 from vet_extensions.evaluation.tuning_config import TUNED_LEVELS, TUNED_PROTOCOLS
@@ -200,9 +201,8 @@ def make_folds(
         val, test = (in_query & (cohort.split == split) for split in (Split.VAL, Split.TEST))
         if not bank.any() or not test.any():
             return [], details
-        probed = candidates or _probe(
-            [ProbeData(features[of], cohort.labels[of]) for of in (bank, val, test)], config, protocol
-        )
+        data = [ProbeData(features[of], cohort.labels[of]) for of in (bank, val, test)]
+        probed = candidates or frozen_candidates(data, config, protocol=protocol, task=archive.task)
         if probed is None:
             return [], details
         parts, part_rows = [cohort.take(val), cohort.take(test)], [rows[val], rows[test]]
@@ -214,18 +214,6 @@ def make_folds(
             parts = [part.by_study() for part in parts]
         folds.append(Fold(probed, val=parts[0], test=parts[1], val_rows=part_rows[0], test_rows=part_rows[1]))
     return folds, details
-
-
-def _probe(parts: Sequence[ProbeData], config: SuiteConfig, protocol: str) -> Candidates | None:
-    """The candidates of one protocol; None where the bank has fewer rows than any k."""
-    bank, val, test = parts
-    if protocol == "linear":
-        grid, n_max = config.linear.c_grid, config.linear.max_iterations
-        return linear_probe(bank, val=val, test=test, c_grid=grid, max_iterations=n_max)
-    ks = tuple(k for k in config.knn.ks if k <= len(bank.labels))
-    if not ks:
-        return None
-    return knn_probe(bank, val=val, test=test, ks=ks, temperature=config.knn.temperature)
 
 
 def _samples(

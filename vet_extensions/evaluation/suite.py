@@ -31,9 +31,9 @@ from vet_extensions.evaluation.controls import (
 )
 from vet_extensions.evaluation.datasets import archive_root, open_data
 from vet_extensions.evaluation.features import OnProgress, short_hash
+from vet_extensions.evaluation.knn import knn_scores
 from vet_extensions.evaluation.leaks import NOT_TRAINED, check_runs, leaks_by_arm
 from vet_extensions.evaluation.metrics import AUROC, label_metrics, macro
-from vet_extensions.evaluation.probes import knn_scores
 from vet_extensions.evaluation.results import (
     RESULTS_FILE,
     Measured,
