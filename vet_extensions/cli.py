@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 import vet_extensions
-from vet_extensions.commands import ablate, archives, cluster, verbs
+from vet_extensions.commands import ablate, archives, cluster, compare, verbs
 from vet_extensions.commands.sentences import raw_views_in_words
 from vet_extensions.errors import UserError
 from vet_extensions.progress import Progress
@@ -207,6 +207,7 @@ def evaluate(
         results = run_suite(runs, data, suite, out, on_progress=progress, device=chosen, allow_leak=allow_leak)
     for row in results:
         print(_in_one_line(row))
+    print(f"Open {compare.write_page(out)} in a browser: scores, groups that cannot be told apart, controls, leaks.")
 
 
 def _in_one_line(row: "Result") -> str:
@@ -284,6 +285,7 @@ def run_verb(words: Sequence[str]) -> None:
 
 cluster.register(app, run_verb=run_verb, say=print)
 ablate.register(app, say=print)
+compare.register(app, say=print)
 
 
 def main() -> None:

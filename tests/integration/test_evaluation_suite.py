@@ -22,7 +22,13 @@ from vet_extensions.shards import ShardWriter
 
 N_STUDIES, N_TEST = 90, 30
 SUITE = load_suite(
-    {"knn": {"ks": [5, 15]}, "linear": {"c_grid": [0.001, 0.1]}, "bootstrap": {"n_resamples": 40}, "image_size_px": 16}
+    {
+        "knn": {"ks": [5, 15]},
+        "linear": {"c_grid": [0.001, 0.1]},
+        "bootstrap": {"n_resamples": 40},
+        "image_size_px": 16,
+        "controls": ["random_init", "raw_pixels"],
+    }
 )
 
 

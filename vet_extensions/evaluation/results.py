@@ -21,14 +21,15 @@ from omegaconf import OmegaConf
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.metrics import METRICS
 from vet_extensions.evaluation.statistics import Estimate, LabelSamples
+from vet_extensions.evaluation.tuning_config import TUNED_PROTOCOLS, TuningConfig
 
 RESULTS_SCHEMA_VERSION = 1
 RESULTS_FILE = "results.jsonl"
 
-PROTOCOLS = ("knn", "linear", "ml_knn")
+PROTOCOLS = ("knn", "linear", "ml_knn", *TUNED_PROTOCOLS)
 LEVELS = ("image", "lateral", "frontal", "cross_view", "study", "study_mean", "study_max")
 GROUPS = ("gross", "all")
-CONTROLS = ("random_init", "raw_pixels", "cca")
+CONTROLS = ("random_init", "raw_pixels", "metadata", "shuffled_labels", "cca")
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,10 @@ class SuiteConfig:
     protocols: tuple[str, ...] = PROTOCOLS[:2]
     levels: tuple[str, ...] = LEVELS[:5]
     groups: tuple[str, ...] = GROUPS
-    controls: tuple[str, ...] = ("random_init", "raw_pixels")
+    controls: tuple[str, ...] = CONTROLS[:4]
     knn: KnnConfig = field(default_factory=KnnConfig)
     linear: LinearConfig = field(default_factory=LinearConfig)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
     bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)
 
     def __post_init__(self) -> None:
@@ -239,6 +241,11 @@ class Result:
         return tuple(getattr(self, name) for name in names)
 
 
+def metric_name(metric: str) -> str:
+    """The name in a row: "macro_auroc" for the mean over labels of "auroc"; accuracies keep theirs."""
+    return f"macro_{metric}" if metric in METRICS else metric
+
+
 def result_row(kind: str, arm: str, measurement: Measurement, measured: Measured, estimate: Estimate) -> Result:
     """The row of one estimate; what belongs to single seeds and checkpoints is left to the caller."""
     level, group, protocol, metric = measurement
@@ -248,7 +255,7 @@ def result_row(kind: str, arm: str, measurement: Measurement, measured: Measured
         level=level,
         group=group,
         protocol=protocol,
-        metric=f"macro_{metric}" if metric in METRICS else metric,
+        metric=metric_name(metric),
         value=estimate.value,
         low=estimate.low,
         high=estimate.high,

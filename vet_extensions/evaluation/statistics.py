@@ -14,7 +14,7 @@ Shape legend: n images, L labels, R resamples, P patients.
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -175,6 +175,27 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(tested) - rank) * p))
         adjusted[place] = largest
     return adjusted
+
+
+def shared_letters(names: Sequence[str], differs: Callable[[str, str], bool]) -> dict[str, str]:
+    """Letters such that two names share one exactly where they do not differ. names: best first; "a" holds the best.
+
+    Each letter is a largest set of names none of which differ from each other (Piepho, 2004, calls it a letter display).
+    """
+    groups: list[set[str]] = []
+    for name in names:
+        # Each set takes the name in, less those that differ from it; where it loses some this way, it also stays as it was.
+        new = [{other for other in group if not differs(other, name)} | {name} for group in groups] or [{name}]
+        new += [group for group in groups if any(differs(other, name) for other in group)]
+        groups = [group for group in new if not any(group < other for other in new)]
+        groups = [group for place, group in enumerate(groups) if group not in groups[:place]]
+    place = {name: number for number, name in enumerate(names)}
+    groups.sort(key=lambda group: sorted(place[name] for name in group))
+    return {name: "".join(_letter(n) for n, group in enumerate(groups) if name in group) for name in names}
+
+
+def _letter(number: int) -> str:
+    return "abcdefghijklmnopqrstuvwxyz"[number % 26] + "'" * (number // 26)
 
 
 def bootstrap_macro(

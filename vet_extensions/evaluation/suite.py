@@ -11,17 +11,21 @@ feature a study, see `Cohort.pool_by_study`).
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dinov2.eval.run_folder import list_checkpoints
 from vet_extensions.errors import UserError
+from vet_extensions.evaluation.audit import AUDIT_FILE, Auditor, append_audit
 from vet_extensions.evaluation.backbones import open_backbone
+from vet_extensions.evaluation.chance import SHUFFLED_LABELS, shuffled_scores
 from vet_extensions.evaluation.checks import check_cohort
-from vet_extensions.evaluation.cohort import open_archive
+from vet_extensions.evaluation.cohort import LabelledImages, open_archive
 from vet_extensions.evaluation.controls import (
     RANDOM_INIT,
     Subject,
@@ -34,6 +38,7 @@ from vet_extensions.evaluation.features import OnProgress, short_hash
 from vet_extensions.evaluation.knn import knn_scores
 from vet_extensions.evaluation.leaks import NOT_TRAINED, check_runs, leaks_by_arm
 from vet_extensions.evaluation.metrics import AUROC, label_metrics, macro
+from vet_extensions.evaluation.predictions import Scorer, write_predictions
 from vet_extensions.evaluation.results import (
     RESULTS_FILE,
     Measured,
@@ -42,9 +47,11 @@ from vet_extensions.evaluation.results import (
     SuiteConfig,
     append_results,
     load_suite,
+    metric_name,
     result_row,
 )
-from vet_extensions.evaluation.scoring import label_groups, measure
+from vet_extensions.evaluation.scoring import Predictions, label_groups, measure
+from vet_extensions.evaluation.shortcuts import METADATA, fact_features
 from vet_extensions.evaluation.statistics import (
     PatientBootstrap,
     average,
@@ -52,6 +59,7 @@ from vet_extensions.evaluation.statistics import (
     macro_estimate,
 )
 from vet_extensions.evaluation.store import FeatureStore
+from vet_extensions.evaluation.tuner import Tuner
 from vet_extensions.schema import Split
 
 logger = logging.getLogger("vet_extensions")
@@ -74,8 +82,9 @@ def run_suite(
 
     specs: run folders (their newest checkpoint), checkpoints, or whatever else `backbones.open_backbone` takes. The arm of a run
     is its routing.name, its seed train.seed; further ones of the same arm and seed become "<arm>#2" and so on. data:
-    an intake folder, or what else `datasets.open_data` takes. on_progress counts images: all of every subject, and a quarter for
-    their scoring. Raises `UserError` where a run was pre-trained on test data; with allow_leak every row says so instead.
+    an intake folder, or what else `datasets.open_data` takes. on_progress counts images: all of every subject, a quarter for
+    their scoring, and those of trainings. Raises `UserError` where a run was pre-trained on test data; with allow_leak every row
+    says so instead.
     """
     config, out_dir = load_suite(suite_config), Path(out_dir)
     archive = open_data(data)
@@ -85,27 +94,51 @@ def run_suite(
     subjects = trained_subjects(specs, archive, config, store=store, device=device)
     leaks = leaks_by_arm([subject.arm for subject in subjects], pretraining)
     subjects += control_subjects(specs, archive, config, store=store, device=device)
+    subjects += _metadata_subjects(archive, config)
 
     n_images = len(archive.cohort.split)
     share = max(1, n_images // _SCORING_SHARE)
     report = on_progress or (lambda done, total: None)
-    total = len(subjects) * (n_images + share)
+    tuner = Tuner(archive, config, folder=out_dir / "tuning", device=device)
+    work = [n_images + share + tuner.n_images * (subject.backbone is not None) for subject in subjects]
+    total = sum(work)
     test_patients = archive.cohort.patient_codes[archive.cohort.split == Split.TEST]
     bootstrap = PatientBootstrap(test_patients, n_resamples=config.bootstrap.n_resamples, seed=config.bootstrap.seed)
+    auditor = Auditor(archive, bootstrap=bootstrap, confidence=config.bootstrap.confidence)
+    shuffled: list[Result] = []
     measured: list[tuple[Subject, dict[Measurement, Measured]]] = []
     for place, subject in enumerate(subjects):
-        before = place * (n_images + share)
+        before = sum(work[:place])
         features = subject.compute(lambda done, _, before=before: report(before + done, total))
-        measured.append((subject, measure(features, archive, config, bootstrap=bootstrap)))
-        report(before + n_images + share, total)
+        scorer = Scorer(
+            arm=subject.arm,
+            seed=subject.seed,
+            checkpoint_hash=subject.checkpoint_hash,
+            is_control=subject.arm not in leaks,
+            data=archive.content_hash,
+            task=archive.task,
+            leak=leaks.get(subject.arm, NOT_TRAINED),
+        )
+        keep = partial(_keep, scorer=scorer, out_dir=out_dir, auditor=auditor)
+        tuned = None
+        if subject.backbone is not None:
+            tuned = tuner.of(subject.backbone, lambda done, at=before + n_images: report(at + done, total))
+        found = measure(features, archive, config, bootstrap=bootstrap, on_predictions=keep, tuned=tuned)
+        measured.append((subject, found))
+        if subject.arm != METADATA:
+            auditor.look_at_features(scorer, features)
+        if place == 0 and SHUFFLED_LABELS in config.controls:
+            shuffled = list(_shuffled_rows(features, archive, config))
+        report(before + work[place], total)
     shared = {"suite": short_hash(asdict(config)), "manifest": archive.content_hash, **_shared_config(config)}
     if archive.policy:
         shared["data"] = {"name": archive.name, **archive.policy}
     results = [
         replace(row, config={**shared, "leak": leaks.get(row.arm, NOT_TRAINED), **row.config})
-        for row in _rows(measured, config.bootstrap.confidence)
+        for row in [*_rows(measured, config.bootstrap.confidence), *shuffled]
     ]
     append_results(out_dir / RESULTS_FILE, results)
+    append_audit(out_dir / AUDIT_FILE, auditor.rows)
     return results
 
 
@@ -158,6 +191,52 @@ def knn_curve(
         )
         curve.append((iteration, macro(label_metrics(scores[0], labels=val_labels)[AUROC][:, 0])[0]))
     return curve
+
+
+def _keep(predictions: Predictions, *, scorer: Scorer, out_dir: Path, auditor: Auditor) -> None:
+    write_predictions(out_dir, scorer, predictions)
+    if not scorer.is_control:
+        auditor.look_at_predictions(scorer, predictions)
+
+
+def _metadata_subjects(archive: LabelledImages, config: SuiteConfig) -> list[Subject]:
+    """The control that knows the facts of an image and no pixel; none where no fact differs among the training images."""
+    if METADATA not in config.controls:
+        return []
+    features = fact_features(archive.facts, is_bank=archive.cohort.split == Split.TRAIN)
+    if features is None:
+        logger.info("no fact differs among the training images: there is no metadata control")
+        return []
+    return [Subject(METADATA, None, None, "", "", lambda _: features)]
+
+
+def _shuffled_rows(features: NDArray[np.floating], archive: LabelledImages, config: SuiteConfig) -> Iterator[Result]:
+    """The control of shuffled labels; a row that is not at chance is a fault of the data or of this program, and warned of."""
+    for (level, group, protocol, metric), found in shuffled_scores(features, archive, config).items():
+        if not found.is_at_chance:
+            logger.warning(
+                "NOT AT CHANCE: %s, %s, %s scores %.3f [%.3f, %.3f] on shuffled labels. What was measured there knows the "
+                "answers from elsewhere: look for copies of test images in train before believing any row.",
+                *(level, group, protocol, found.value, found.low, found.high),
+            )
+        row = Result(
+            kind="score",
+            arm=SHUFFLED_LABELS,
+            level=level,
+            group=group,
+            protocol=protocol,
+            metric=metric_name(metric),
+            value=found.value,
+            low=found.low,
+            high=found.high,
+            n_images=found.n_images,
+            n_patients=found.n_patients,
+            n_labels=found.n_labels,
+            n_skipped_labels=0,
+            config={"interval": f"over {found.n_deals} deals of the labels", "is_at_chance": found.is_at_chance},
+        )
+        yield row
+        yield replace(row, kind="mean")
 
 
 def _shared_config(config: SuiteConfig) -> dict[str, Any]:

@@ -1,0 +1,201 @@
+"""Whether scores can be read as probabilities: Brier score, expected calibration error, reliability curve, temperature.
+
+The audit calls `calibrate` on the predictions of a measurement. Every label (or class, one against the rest) is judged by itself
+and averaged; the curve pools all. The temperature is fitted on validation alone, and the test scores are then judged with it too.
+
+Bins hold equally many cases: rank (ties at their mean rank, so that equal scores share a bin) over n times the number of bins.
+Even perfect probabilities have an error above 0 on few cases, so what they would have is given beside (Broecker and Smith 2007).
+
+Shape legend: n cases, L labels, R resamples, B bins.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, logit
+from scipy.stats import rankdata
+
+from vet_extensions.evaluation.metrics import is_known, macro
+from vet_extensions.evaluation.scoring import Predictions
+from vet_extensions.evaluation.statistics import Estimate, PatientBootstrap, macro_estimate
+from vet_extensions.schema import Split
+
+N_BINS = 15
+BRIER = "brier"
+
+_CLIP = 1e-4
+"""Shares of 0 and 1 become log-odds of this and of its complement."""
+
+_N_DRAWS = 100
+_LOG_TEMPERATURES = (-3.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One point of a reliability curve: how many cases, their mean probability, the share of positives."""
+
+    n: int
+    predicted: float
+    observed: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """brier: macro average with its interval over patients. ece: macro average; ece_if_perfect: what the very same probabilities
+    would show on as many cases if they were true. scaled_*: after the temperature; NaN where validation could not fit one."""
+
+    brier: Estimate
+    ece: float
+    ece_if_perfect: float
+    temperature: float
+    scaled_brier: Estimate
+    scaled_ece: float
+    curve: tuple[Bin, ...]
+    n_bins: int = N_BINS
+
+
+def calibrate(
+    predictions: Predictions, *, bootstrap: PatientBootstrap, n_bins: int = N_BINS, confidence: float = 0.95
+) -> Calibration | None:
+    """Judge the test rows; None where the scores are neither log-odds nor shares between 0 and 1."""
+    log_odds = _log_odds(predictions)
+    if log_odds is None:
+        return None
+    is_val, is_test = predictions.split == Split.VAL, predictions.split == Split.TEST
+    temperature = fit_temperature(log_odds[is_val], labels=predictions.labels[is_val])
+    labels, codes = predictions.labels[is_test], predictions.patient_codes[is_test]
+    probabilities, scaled = expit(log_odds[is_test]), expit(log_odds[is_test] / temperature)
+
+    def brier(given: NDArray[np.floating]) -> Estimate:
+        def measure(*, weights: NDArray[np.floating] | None) -> dict[str, NDArray[np.float64]]:
+            return {BRIER: brier_scores(given, labels=labels, weights=weights)}
+
+        return macro_estimate(bootstrap.resample(measure, patient_codes=codes)[BRIER], confidence=confidence)
+
+    return Calibration(
+        brier=brier(probabilities),
+        ece=_macro_ece(probabilities, labels, n_bins=n_bins),
+        ece_if_perfect=_ece_if_perfect(probabilities, labels, n_bins=n_bins),
+        temperature=temperature,
+        scaled_brier=brier(scaled),
+        scaled_ece=_macro_ece(scaled, labels, n_bins=n_bins),
+        curve=reliability_curve(*_pooled(probabilities, labels), n_bins=n_bins),
+        n_bins=n_bins,
+    )
+
+
+def brier_scores(
+    probabilities: NDArray[np.floating], *, labels: NDArray[np.integer], weights: NDArray[np.floating] | None = None
+) -> NDArray[np.float64]:
+    """Mean squared distance of probability and truth of each label (Brier 1950), [L, R].
+
+    probabilities, labels: [n, L]; weights: [n, R], or None for one that counts every case once. NaN where a label has no known
+    case, or no probability.
+    """
+    given = np.ones((len(labels), 1)) if weights is None else weights
+    known = is_known(labels)
+    squares = np.where(known, np.square(probabilities - (labels == 1)), 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (squares.T @ given).astype(np.float64) / (known.T.astype(np.float64) @ given)
+
+
+def reliability_curve(
+    probabilities: NDArray[np.floating], labels: NDArray[np.integer], *, n_bins: int = N_BINS
+) -> tuple[Bin, ...]:
+    """The bins that are not empty, in rising order. probabilities, labels: [n], known cases only."""
+    if not len(probabilities):
+        return ()
+    n, predicted, observed = _bin_means(probabilities, labels, n_bins=n_bins)
+    return tuple(Bin(int(a), float(b), float(c)) for a, b, c in zip(n, predicted, observed, strict=True) if a)
+
+
+def expected_calibration_error(
+    probabilities: NDArray[np.floating], labels: NDArray[np.integer], *, n_bins: int = N_BINS
+) -> float:
+    """Mean distance between probability and share of positives over the bins, by their cases; NaN without a case. [n] each.
+
+    Source: Naeini, Cooper and Hauskrecht, AAAI 2015; here with bins of equal mass.
+    """
+    if not len(probabilities):
+        return math.nan
+    n, predicted, observed = _bin_means(probabilities, labels, n_bins=n_bins)
+    return float((n * np.abs(predicted - observed)).sum() / n.sum())
+
+
+def fit_temperature(log_odds: NDArray[np.floating], *, labels: NDArray[np.integer]) -> float:
+    """The one number that the log-odds of all labels are divided by for the least log loss (Guo et al., ICML 2017).
+
+    log_odds, labels: [n, L]; searched between exp(-3) and exp(3). NaN without a known positive and a known negative.
+    """
+    known = is_known(labels) & np.isfinite(log_odds)
+    z, y = log_odds[known].astype(np.float64), (labels == 1)[known]
+    if not y.any() or y.all():
+        return math.nan
+
+    def loss(log_temperature: float) -> float:
+        scaled = z * math.exp(-log_temperature)
+        return float((np.logaddexp(0.0, scaled) - y * scaled).mean())
+
+    return math.exp(minimize_scalar(loss, bounds=_LOG_TEMPERATURES, method="bounded").x)  # type: ignore[attr-defined]
+
+
+def _log_odds(predictions: Predictions) -> NDArray[np.float64] | None:
+    """[m, L]; shares become log-odds."""
+    scores = predictions.scores.astype(np.float64)
+    if predictions.are_logits:
+        return scores
+    finite = scores[np.isfinite(scores)]
+    if not len(finite) or finite.min() < 0 or finite.max() > 1 + 1e-6:
+        return None
+    return logit(np.clip(scores, _CLIP, 1 - _CLIP))
+
+
+def _bin_means(
+    probabilities: NDArray[np.floating], labels: NDArray[np.integer], *, n_bins: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Cases, mean probability and share of positives of each bin, [B]; 0 in empty bins."""
+    place = _bins(probabilities, n_bins)
+    n = np.bincount(place, minlength=n_bins).astype(np.float64)
+    sums = [np.bincount(place, weights=x, minlength=n_bins) for x in (probabilities, labels == 1)]
+    return n, sums[0] / np.maximum(n, 1), sums[1] / np.maximum(n, 1)
+
+
+def _bins(probabilities: NDArray[np.floating], n_bins: int) -> NDArray[np.intp]:
+    """The bin of each case, [n]."""
+    return np.floor((rankdata(probabilities) - 0.5) / len(probabilities) * n_bins).astype(np.intp)
+
+
+def _macro_ece(probabilities: NDArray[np.floating], labels: NDArray[np.integer], *, n_bins: int) -> float:
+    values = []
+    for column in range(labels.shape[1]):
+        known = is_known(labels[:, column])
+        given = probabilities[known, column]
+        ece = expected_calibration_error(given, labels[known, column], n_bins=n_bins)
+        values.append(ece if np.isfinite(given).all() else math.nan)
+    return macro(np.array(values))[0]
+
+
+def _ece_if_perfect(probabilities: NDArray[np.floating], labels: NDArray[np.integer], *, n_bins: int) -> float:
+    """Mean error when the truth is drawn from the probabilities themselves, macro over the labels."""
+    generator, values = np.random.default_rng(0), []
+    for column in range(labels.shape[1]):
+        given = probabilities[is_known(labels[:, column]), column]
+        if not len(given) or not np.isfinite(given).all():
+            values.append(math.nan)
+            continue
+        excess = given[:, None] - (generator.random((len(given), _N_DRAWS)) < given[:, None])  # [n, draws]
+        sums = np.zeros((n_bins, _N_DRAWS))
+        np.add.at(sums, _bins(given, n_bins), excess)
+        values.append(np.abs(sums).sum(axis=0).mean() / len(given))
+    return macro(np.array(values))[0]
+
+
+def _pooled(
+    probabilities: NDArray[np.floating], labels: NDArray[np.integer]
+) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
+    """All known cases of all labels that have a probability, [any]."""
+    counted = is_known(labels) & np.isfinite(probabilities)
+    return probabilities[counted], labels[counted]

@@ -1,0 +1,276 @@
+"""leaderboard.html: everything that an evaluation's folder holds on one page, with what limits it.
+
+`vetdino evaluate` writes it at its end, from results.jsonl, audit.jsonl and the predictions. Scorers of a table that share a
+letter are not distinguishable; controls and leaks stand in the same rows as the scores. The page loads nothing and sends nothing.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+
+from vet_extensions.evaluation.audit import AUDIT_FILE, CALIBRATION, SHORTCUT, SUBGROUP, AuditRow, read_audit
+from vet_extensions.evaluation.chance import SHUFFLED_LABELS
+from vet_extensions.evaluation.compare import SAME, Comparison, Difference, Standing, compare_evaluations
+from vet_extensions.evaluation.results import RESULTS_FILE, Result, read_results
+from vet_extensions.evaluation.statistics import Estimate
+
+PAGE = "leaderboard.html"
+TEMPLATES = Path(__file__).with_name("templates")
+
+_METRICS = {
+    "macro_auroc": "macro AUROC",
+    "macro_average_precision": "macro average precision",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+}
+_PROTOCOLS = {"knn": "k-NN", "linear": "linear probe"}
+_LEVELS = {
+    "image": "Images",
+    "lateral": "Lateral images",
+    "frontal": "Frontal images",
+    "cross_view": "One view searched by the other",
+    "study": "Studies, features pooled",
+    "study_mean": "Studies, mean of their images’ scores",
+    "study_max": "Studies, highest of their images’ scores",
+}
+
+
+def write_leaderboard(
+    folder: Path,
+    environment: Environment,
+    *,
+    n_resamples: int = 1000,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write the page of an evaluation's folder, whole or not at all, and return it.
+
+    environment: finds TEMPLATES and the style sheet that all pages share. Raises `UserError` where the folder holds no results.
+    """
+    comparison = compare_evaluations(
+        [folder],
+        with_controls=True,
+        with_labels=False,
+        allow_single=True,
+        n_resamples=n_resamples,
+        on_progress=on_progress,
+    )
+    results, audit = read_results(folder / RESULTS_FILE), read_audit(folder / AUDIT_FILE)
+    page = environment.get_template(PAGE).render(page_variables(comparison, results=results, audit=audit))
+    partial = folder / f".{PAGE}.partial"
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(folder / PAGE)
+    return folder / PAGE
+
+
+def page_variables(
+    comparison: Comparison, *, results: Sequence[Result] = (), audit: Sequence[AuditRow] = ()
+) -> dict[str, Any]:
+    """What the template shows."""
+    shuffled = [row for row in results if row.kind == "mean" and row.arm == SHUFFLED_LABELS]
+    names = {standing.name for standing in comparison.standings}
+    mine = [row for row in audit if row.arm in names]
+    return {
+        "warnings": list(_warnings(comparison.standings, shuffled)),
+        "summary": _summary(comparison),
+        "levels": _levels(comparison.standings, shuffled),
+        "differences": [_difference(row) for row in comparison.macros if row.verdict != SAME],
+        "n_same": sum(row.verdict == SAME for row in comparison.macros),
+        "calibration": list(_calibration(mine)),
+        "subgroups": [_subgroup(row) for row in mine if row.kind == SUBGROUP],
+        "shortcuts": [_shortcut(row) for row in mine if row.kind == SHORTCUT],
+        "n_resamples": comparison.n_resamples,
+        "percent": f"{100 * comparison.confidence:g}",
+    }
+
+
+def _warnings(standings: Sequence[Standing], shuffled: Sequence[Result]) -> Iterator[str]:
+    for name, leak in dict.fromkeys((standing.name, standing.leak) for standing in standings):
+        if "LEAK" in leak:
+            yield f"{name} was pre-trained on test data, and this was allowed. {leak}."
+    wrong = [row for row in shuffled if not row.config.get("is_at_chance", True)]
+    if wrong:
+        where = "; ".join(
+            f"{_level(row.level)}, {row.group}, {_protocol(row.protocol)}: {row.value:.3f}" for row in wrong
+        )
+        yield (
+            f"Shuffled labels are not at chance ({where}). Something knows the answers from elsewhere: look for copies of test "
+            "images in train before believing the rows of these tables."
+        )
+
+
+def _summary(comparison: Comparison) -> str:
+    names = dict.fromkeys(s.name for s in comparison.standings if not s.is_control)
+    controls = dict.fromkeys(s.name for s in comparison.standings if s.is_control)
+    beside = f" beside {len(controls)} controls ({', '.join(controls)})" if controls else ""
+    return f"{len(names)} judged ({', '.join(names) or 'none'}){beside}; {len(comparison.macros):,} pairs compared."
+
+
+def _levels(standings: Sequence[Standing], shuffled: Sequence[Result]) -> list[dict[str, Any]]:
+    """Levels in order, each with a table a group of labels and protocol."""
+    tables: dict[str, dict[tuple[str, str], list[Standing]]] = defaultdict(lambda: defaultdict(list))
+    for standing in standings:
+        tables[standing.level][standing.group, standing.protocol].append(standing)
+    levels = sorted(tables, key=lambda level: (list(_LEVELS).index(level) if level in _LEVELS else 99, level))
+    return [
+        {
+            "title": _level(level),
+            "tables": [
+                {"caption": _caption(level, group, protocol, members), "rows": _rows(members, shuffled)}
+                for (group, protocol), members in sorted(tables[level].items())
+            ],
+        }
+        for level in levels
+    ]
+
+
+def _caption(level: str, group: str, protocol: str, members: Sequence[Standing]) -> str:
+    findings = "all labels" if group == "all" else f"{group} findings"
+    one = members[0]
+    return f"{_level(level)}: {_protocol(protocol)}, {findings}; {one.n_cases:,} test cases of {one.n_patients:,} patients."
+
+
+def _rows(members: Sequence[Standing], shuffled: Sequence[Result]) -> list[dict[str, Any]]:
+    """A row a scorer and metric, best first within a metric; shuffled labels last."""
+    first = members[0]
+    rows = [
+        {
+            "name": s.name,
+            "metric": _metric(s.metric),
+            "score": _fixed(s.estimate.value),
+            "interval": _interval(s.estimate),
+            "estimate": s.estimate,
+            "letters": s.letters,
+            "seeds": str(s.n_seeds),
+            "leak": s.leak,
+            "is_leak": "LEAK" in s.leak,
+            "is_control": s.is_control,
+            "is_first": place == 0 or members[place - 1].metric != s.metric,
+        }
+        for place, s in enumerate(members)
+    ]
+    place = (first.level, first.group, first.protocol)
+    for row in (row for row in shuffled if (row.level, row.group, row.protocol) == place):
+        estimate = Estimate(row.value, row.low, row.high, row.n_labels, ())
+        verdict = "at chance" if row.config.get("is_at_chance", True) else "NOT AT CHANCE"
+        rows.append(
+            {
+                "name": f"{row.arm} ({verdict}; {row.config.get('interval', '')})",
+                "metric": _metric(row.metric),
+                "score": _fixed(row.value),
+                "interval": _interval(estimate),
+                "estimate": estimate,
+                "letters": "",
+                "seeds": "",
+                "leak": "",
+                "is_leak": False,
+                "is_control": True,
+                "is_first": True,
+            }
+        )
+    for row in rows:
+        row["bar"] = _bar(row.pop("estimate"), [s.estimate for s in members])
+    return rows
+
+
+def _bar(estimate: Estimate, others: Sequence[Estimate]) -> dict[str, float] | None:
+    """Ends and value in percent of an axis that holds all intervals of the table; None without an interval."""
+    ends = [end for e in [*others, estimate] for end in (e.low, e.high) if math.isfinite(end)]
+    if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)) or max(ends) <= min(ends):
+        return None
+    start, span = min(ends), max(ends) - min(ends)
+    places = zip(("low", "value", "high"), (estimate.low, estimate.value, estimate.high), strict=True)
+    return {name: round(100 * (end - start) / span, 2) for name, end in places}
+
+
+def _difference(row: Difference) -> list[str]:
+    interval = f"[{row.low:+.3f}, {row.high:+.3f}]"
+    where = f"{_level(row.level)}, {row.group}, {_protocol(row.protocol)}"
+    names = [row.first, row.second, where, _metric(row.metric)]
+    return [*names, f"{row.value:+.3f}", interval, _p(row.p), _p(row.p_holm), row.verdict]
+
+
+def _calibration(audit: Sequence[AuditRow]) -> Iterator[list[str]]:
+    """A row a subject, level and protocol: Brier score and error, before and after the temperature."""
+    found: dict[tuple[Any, ...], dict[str, AuditRow]] = defaultdict(dict)
+    for row in audit:
+        if row.kind == CALIBRATION:
+            found[row.arm, row.seed, row.checkpoint_hash, row.level, row.protocol][row.metric] = row
+    for (arm, seed, _, level, protocol), rows in found.items():
+        brier, ece = rows.get("macro_brier"), rows.get("macro_ece")
+        if brier is None or ece is None:
+            continue
+        estimate = Estimate(brier.value, brier.low, brier.high, 0, ())
+        errors = [ece.value, ece.details.get("if_perfect"), ece.details.get("scaled")]
+        yield [
+            *(_of_seed(arm, seed), _level(level), _protocol(protocol), _fixed(brier.value), _interval(estimate)),
+            *(
+                _fixed(_number(value))
+                for value in (brier.details.get("scaled"), *errors, ece.details.get("temperature"))
+            ),
+        ]
+
+
+def _subgroup(row: AuditRow) -> dict[str, Any]:
+    d = row.details
+    cells = [
+        _of_seed(row.arm, row.seed),
+        _protocol(row.protocol),
+        row.about,
+        f"{d['n_images']:,}",
+        f"{d['n_patients']:,}",
+    ]
+    if "not_judged" in d:
+        return {"cells": cells, "not_judged": f"not judged: {d['not_judged']}"}
+    gap = f"{d['gap']:+.3f} [{d['gap_low']:+.3f}, {d['gap_high']:+.3f}]"
+    verdict = (
+        SAME if _number(d["p_holm"]) >= 0.05 else ("better than the rest" if d["gap"] > 0 else "worse than the rest")
+    )
+    if math.isnan(_number(d["p_holm"])):
+        verdict = "not tested"
+    estimate = Estimate(row.value, row.low, row.high, 0, ())
+    more = [_fixed(row.value), _interval(estimate), _fixed(_number(d["rest"])), gap, verdict]
+    return {"cells": [*cells, *more], "not_judged": ""}
+
+
+def _shortcut(row: AuditRow) -> list[str]:
+    d = row.details
+    estimate = Estimate(row.value, row.low, row.high, 0, ())
+    can_read = "can be read" if row.low > d["chance"] else "not shown to be readable"
+    values = f"{row.about} ({len(d['values'])} values)"
+    return [_of_seed(row.arm, row.seed), values, _fixed(row.value), _interval(estimate), _fixed(d["chance"]), can_read]
+
+
+def _of_seed(arm: str, seed: int | None) -> str:
+    return arm if seed is None else f"{arm}, seed {seed}"
+
+
+def _level(level: str) -> str:
+    return _LEVELS.get(level, level)
+
+
+def _protocol(protocol: str) -> str:
+    return _PROTOCOLS.get(protocol, protocol)
+
+
+def _metric(metric: str) -> str:
+    return _METRICS.get(metric, metric)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _fixed(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "–"
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"[{estimate.low:.3f}, {estimate.high:.3f}]" if math.isfinite(estimate.low) else "–"
+
+
+def _p(value: float) -> str:
+    return "–" if math.isnan(value) else ("< 0.001" if value < 0.001 else f"{value:.3f}")
