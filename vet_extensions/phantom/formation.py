@@ -31,7 +31,7 @@ _BODY_MM = 12.0
 def form_image(paths_mm: np.ndarray, exposure: Exposure) -> np.ndarray:
     """Display image [H, W] float32 in [0, 1], bone white, from path lengths [soft, fat, bone, metal, H, W] in mm."""
     size = paths_mm.shape[-1]
-    field = _collimated_field(exposure, size)
+    field = collimated_field(exposure, size)
     intensity = _transmission(paths_mm, exposure)
     if exposure.has_marker:
         intensity *= 1 - _MARKER_ABSORPTION * _marker(exposure, field, size)
@@ -59,7 +59,7 @@ def _transmission(paths_mm: np.ndarray, exposure: Exposure) -> np.ndarray:
     return total
 
 
-def _collimated_field(exposure: Exposure, size: int) -> tuple[slice, slice]:
+def collimated_field(exposure: Exposure, size: int) -> tuple[slice, slice]:
     """Rows and columns inside the collimator; the trunk runs out of the field at its ends."""
     least, range_ = ((0.0, 0.09, 0.0, 0.10), (0.05, 0.09, 0.05, 0.10))
     if not exposure.is_lateral:
