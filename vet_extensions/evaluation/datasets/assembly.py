@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.cohort import MULTICLASS, MULTILABEL, Cohort, LabelledImages
-from vet_extensions.evaluation.datasets.splitting import cut_by_patient
+from vet_extensions.evaluation.datasets.splitting import Cutting, complete_split
 from vet_extensions.evaluation.features import HASH_DIGITS, PixelsSource, short_hash
 from vet_extensions.schema import Split, View, view_family
 
@@ -52,15 +52,6 @@ class Found:
         arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "facts"}
         kept = {name: None if array is None else array[rows] for name, array in arrays.items()}
         return replace(self, **kept, facts={name: values[rows] for name, values in self.facts.items()})
-
-
-@dataclass(frozen=True)
-class Cutting:
-    """How a missing split is cut: shares of the patients. val: of those in train; test: of all, where there is no test split."""
-
-    val: float = 0.1
-    test: float = 0.2
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,7 +121,8 @@ def assemble(
     found, split = found.take(kept), split[kept]
     counts = {str(word): int((split == word).sum()) for word in Split} | {"all": len(split)}
     counted = compare_counts(counts, description.published, name=name)
-    split, how = _completed(found, split, description, cutting)
+    strata = _strata(found.labels, description)
+    split, how = complete_split(split, patients=found.patient, strata=strata, cutting=cutting)
     policy = {**description.policy, "split": how, "counts": counted}
     if not description.has_patients:
         policy["patients"] = "not known: every image counts as one, and the split may leak"
@@ -187,24 +179,6 @@ def _size(path: Path) -> int:
 
 def _given_split(found: Found) -> NDArray[np.str_]:
     return np.full(len(found), "", dtype="<U5") if found.split is None else found.split.astype("<U5")
-
-
-def _completed(
-    found: Found, split: NDArray[np.str_], description: Description, cutting: Cutting
-) -> tuple[NDArray[np.str_], str]:
-    """The split with what is not prescribed cut by patient, and in words how it came about."""
-    strata = _strata(found.labels, description)
-    words = f"by patient, seed {cutting.seed}"
-    if (split == "").all():
-        shares = {str(Split.TEST): cutting.test, str(Split.VAL): cutting.val}
-        cut = cut_by_patient(found.patient, strata=strata, shares=shares, seed=cutting.seed)
-        return cut, f"none prescribed; cut {words}: {cutting.val:g} val, {cutting.test:g} test"
-    if (split == Split.VAL).any() or not cutting.val or not (split == Split.TRAIN).any():
-        return split, "prescribed"
-    split, train = split.copy(), split == Split.TRAIN
-    shares = {str(Split.VAL): cutting.val}
-    split[train] = cut_by_patient(found.patient[train], strata=strata[train], shares=shares, seed=cutting.seed)
-    return split, f"test prescribed; val cut from train {words}: {cutting.val:g}"
 
 
 def _strata(labels: NDArray[np.integer], description: Description) -> NDArray[np.str_]:

@@ -13,16 +13,16 @@ import numpy as np
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.cohort import MULTICLASS, LabelledImages
 from vet_extensions.evaluation.datasets.assembly import (
-    Cutting,
     Description,
     Found,
     assemble,
     one_hot,
     present_files,
 )
-from vet_extensions.evaluation.datasets.options import choice, share, whole
+from vet_extensions.evaluation.datasets.options import choice, whole
 from vet_extensions.evaluation.datasets.pixels import FileReader, MatReader, import_h5py
 from vet_extensions.evaluation.datasets.registry import DATA_SETS
+from vet_extensions.evaluation.datasets.splitting import Cutting, read_cutting
 from vet_extensions.schema import Split, View, ViewFamily
 
 N_FOLDS = 5
@@ -37,13 +37,17 @@ _PATIENT = re.compile(r"Patient \((\d+)\)", re.IGNORECASE)
 @DATA_SETS.register("montgomery_tb")
 def montgomery_tb(root: Path, *, val: str = "0.1", test: str = "0.2", seed: str = "0") -> LabelledImages:
     """Montgomery County chest radiographs (NLM): normal or tuberculosis, the last digit of the file's name."""
-    return _tuberculosis(root, "MCUCXR", name="Montgomery TB", n_published=138, cutting=_cutting(val, test, seed))
+    return _tuberculosis(
+        root, "MCUCXR", name="Montgomery TB", n_published=138, cutting=read_cutting(val, test, seed=seed)
+    )
 
 
 @DATA_SETS.register("shenzhen_tb")
 def shenzhen_tb(root: Path, *, val: str = "0.1", test: str = "0.2", seed: str = "0") -> LabelledImages:
     """Shenzhen chest radiographs (NLM): normal or tuberculosis, the last digit of the file's name."""
-    return _tuberculosis(root, "CHNCXR", name="Shenzhen TB", n_published=662, cutting=_cutting(val, test, seed))
+    return _tuberculosis(
+        root, "CHNCXR", name="Shenzhen TB", n_published=662, cutting=read_cutting(val, test, seed=seed)
+    )
 
 
 @DATA_SETS.register("sars_cov2_ct")
@@ -56,7 +60,7 @@ def sars_cov2_ct(
     other data set of the same authors, {COVID,non-COVID}/*.png, names no patients and is refused: UserError.
     """
     is_binary = choice(classes, ("covid", "all"), key="classes") == "covid"
-    top = _folder_with(root, _CT_CLASSES, name="SARS-CoV-2 CT")
+    top = folder_with(root, _CT_CLASSES, name="SARS-CoV-2 CT")
     paths = [path for word in _CT_CLASSES for path in _pictures(top / word)]
     # Patients are counted anew in every class.
     patients = [
@@ -83,7 +87,7 @@ def sars_cov2_ct(
             policy={"classes": classes, "study": "all slices of a patient"},
             published={"all": 4_173},
         ),
-        cutting=_cutting(val, test, seed),
+        cutting=read_cutting(val, test, seed=seed),
     )
 
 
@@ -94,7 +98,7 @@ def brain_tumour(root: Path, *, fold: str = "5", val: str = "0.1", seed: str = "
     fold: which of the five of cvind.mat, cut by patient, is the test split; the one before it is val, the others train. Without
     that file the split is cut here, val being the share of val. Needs h5py.
     """
-    number, mats = whole(fold, key="fold", least=1, most=N_FOLDS), _numbered_mats(root)
+    number, mats = whole(fold, key="fold", least=1, most=N_FOLDS), numbered_mats(root)
     h5py = import_h5py()
     labels, patients = [], []
     for path in mats.values():
@@ -123,14 +127,14 @@ def brain_tumour(root: Path, *, fold: str = "5", val: str = "0.1", seed: str = "
             policy={"study": "all slices of a patient"} | ({} if split is None else {"fold": f"{number} of cvind.mat"}),
             published={"all": 3_064},
         ),
-        cutting=_cutting(val, "0.2", seed),
+        cutting=read_cutting(val, "0.2", seed=seed),
     )
 
 
 def _tuberculosis(root: Path, prefix: str, *, name: str, n_published: int, cutting: Cutting) -> LabelledImages:
     """One radiograph a patient: PREFIX_0001_0.png in CXR_png."""
     pattern = re.compile(rf"({prefix}_\d{{4}})_([01])\.png")
-    folder = _folder_with(root, ("CXR_png",), name=name) / "CXR_png"
+    folder = folder_with(root, ("CXR_png",), name=name) / "CXR_png"
     paths = [path for path in _pictures(folder) if pattern.fullmatch(path.name)]
     if not paths:
         raise UserError(f"{name}: no file such as {prefix}_0001_0.png in CXR_png. Give the folder that holds CXR_png.")
@@ -172,11 +176,7 @@ def _assembled(
     return assemble(found, description, reader=reader, cutting=cutting, content=sizes.tolist())
 
 
-def _cutting(val: str, test: str, seed: str) -> Cutting:
-    return Cutting(share(val, key="val"), share(test, key="test"), whole(seed, key="seed"))
-
-
-def _folder_with(root: Path, names: Sequence[str], *, name: str) -> Path:
+def folder_with(root: Path, names: Sequence[str], *, name: str) -> Path:
     """The folder at or at most two levels below `root` that has all of these. Errors: UserError."""
     folders = [root, *sorted(root.glob("*/")), *sorted(root.glob("*/*/"))]
     found = next((folder for folder in folders if all((folder / part).is_dir() for part in names)), None)
@@ -195,7 +195,7 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: [int(w) if w.isdigit() else w for w in re.split(r"(\d+)", path.as_posix())])
 
 
-def _numbered_mats(root: Path) -> dict[int, Path]:
+def numbered_mats(root: Path) -> dict[int, Path]:
     """Number -> file, in order; the release has them in four folders, copies in one. Errors: UserError where there are none."""
     found = {int(path.stem): path for path in root.rglob("*.mat") if path.stem.isdigit()}
     if not found:

@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.cohort import MULTICLASS, MULTILABEL, LabelledImages
 from vet_extensions.evaluation.datasets.assembly import (
-    Cutting,
     Description,
     Found,
     assemble,
     one_hot,
     present_files,
 )
-from vet_extensions.evaluation.datasets.options import choice, share, whole
+from vet_extensions.evaluation.datasets.options import choice
 from vet_extensions.evaluation.datasets.pixels import FileReader
 from vet_extensions.evaluation.datasets.registry import DATA_SETS
+from vet_extensions.evaluation.datasets.splitting import read_cutting
 from vet_extensions.intake.sources.image_folder import ImageFolder
 from vet_extensions.intake.sources.labelling import LabelPolicy, finding_name, parse_labels
 from vet_extensions.intake.sources.listing import split_of
@@ -91,7 +91,7 @@ def table(
             names_images=False,
         ),
         reader=FileReader([path for path, here in zip(paths, is_there, strict=True) if here]),
-        cutting=Cutting(share(val, key="val"), share(test, key="test"), whole(seed, key="seed")),
+        cutting=read_cutting(val, test, seed=seed),
         content=sizes[is_there].tolist(),
     )
 
@@ -134,7 +134,7 @@ def class_folder(
         found,
         Description("class folder", source.label_names, MULTICLASS, has_patients=has_patients, names_images=False),
         reader=FileReader(paths),
-        cutting=Cutting(share(val, key="val"), share(test, key="test"), whole(seed, key="seed")),
+        cutting=read_cutting(val, test, seed=seed),
         content=sizes.tolist(),
     )
 

@@ -13,10 +13,11 @@ import numpy as np
 from dinov2.utils.files import file_sha256
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.cohort import MULTICLASS, MULTILABEL, LabelledImages
-from vet_extensions.evaluation.datasets.assembly import Cutting, Description, Found, assemble
+from vet_extensions.evaluation.datasets.assembly import Description, Found, assemble
 from vet_extensions.evaluation.datasets.options import choice
 from vet_extensions.evaluation.datasets.pixels import NpzReader
 from vet_extensions.evaluation.datasets.registry import DATA_SETS
+from vet_extensions.evaluation.datasets.splitting import Cutting
 from vet_extensions.schema import ViewFamily
 
 SPLITS = ("train", "val", "test")

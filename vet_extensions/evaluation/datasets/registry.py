@@ -1,19 +1,24 @@
 """Data sets by name: `chexpert:root=FOLDER:labels=all` to `LabelledImages`. The suite calls `open_data`.
 
-Adapters register where they are defined; `import vet_extensions.evaluation.datasets` brings all of them. A script adds its own
+Adapters register where they are defined; `import vet_extensions.evaluation.datasets` brings those of labels, and its module
+`label_maps` those of label maps, with the functions that open them. A script adds its own
 with `@DATA_SETS.register("name")`.
 """
 
 import difflib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from dinov2.utils.registry import Registry
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.cohort import LabelledImages, open_archive
+
+if TYPE_CHECKING:  # who judges labels needs no label maps
+    from vet_extensions.evaluation.datasets.volumes import Volumes
+    from vet_extensions.evaluation.segmentation.sets import SegmentationSet
 
 Adapter = Callable[..., LabelledImages]
 """Called with `root`, a Path, and the options of a data set string, all keyword arguments and all text."""
@@ -21,8 +26,10 @@ Adapter = Callable[..., LabelledImages]
 T = TypeVar("T")
 
 DATA_SETS: Registry[Adapter] = Registry("data set")
+MASK_SETS: "Registry[Callable[..., SegmentationSet]]" = Registry("data set with label maps")
+VOLUME_SETS: "Registry[Callable[..., Volumes]]" = Registry("data set of volumes")
 
-_KEY = re.compile(r":(?=[A-Za-z_]\w*=)")
+KEY = re.compile(r":(?=[A-Za-z_]\w*=)")
 """A part begins only at a colon that `word=` follows, so that a folder's name may hold colons."""
 
 
@@ -37,17 +44,21 @@ def open_data(what: str | Path) -> LabelledImages:
 
 def archive_root(what: str | Path) -> Path | None:
     """The intake folder that `open_data` opens; None where the text names a public data set, which has no manifest."""
-    name, *parts = _KEY.split(str(what))
+    name, *parts = KEY.split(str(what))
     return Path(what) if Path(what).is_dir() or (not parts and name not in DATA_SETS) else None
 
 
-def open_named(registry: Registry[Callable[..., T]], text: str) -> T:
-    """What the adapter named in `NAME:root=FOLDER:key=value` makes of its folder. Errors: UserError."""
-    name, *parts = _KEY.split(text)
+def open_named(registry: Registry[Callable[..., T]], text: str, *, also: Iterable[str] = ()) -> T:
+    """What the adapter named in `NAME:root=FOLDER:key=value` makes of its folder. also: names to tell beside the registry's own.
+
+    Errors: UserError.
+    """
+    name, *parts = KEY.split(text)
     if name not in registry:
-        near = difflib.get_close_matches(name, registry, n=1)
+        known = sorted([*registry, *also])
+        near = difflib.get_close_matches(name, known, n=1)
         guess = f" Did you mean '{near[0]}'?" if near else ""
-        raise UserError(f"Unknown {registry.kind} '{name}'.{guess} Known: {', '.join(registry.names())}.")
+        raise UserError(f"Unknown {registry.kind} '{name}'.{guess} Known: {', '.join(known)}.")
     adapter = registry.get(name)
     parameters = inspect.signature(adapter).parameters
     allowed = [key for key in parameters if key != "root"]

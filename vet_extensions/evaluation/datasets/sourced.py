@@ -13,11 +13,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vet_extensions.evaluation.cohort import LabelledImages
-from vet_extensions.evaluation.datasets.assembly import Cutting, Description, Found, assemble, present_files
-from vet_extensions.evaluation.datasets.options import choice, share, whole
+from vet_extensions.evaluation.datasets.assembly import Description, Found, assemble, present_files
+from vet_extensions.evaluation.datasets.options import choice
 from vet_extensions.evaluation.datasets.pixels import FileReader
 from vet_extensions.evaluation.datasets.policies import BLANK, COMPETITION, UNCERTAIN, apply_policy, describe_policy
 from vet_extensions.evaluation.datasets.registry import DATA_SETS
+from vet_extensions.evaluation.datasets.splitting import Cutting, read_cutting
 from vet_extensions.intake.sources.chexpert import CheXpert
 from vet_extensions.intake.sources.listing import ImageRows, TabledSource
 from vet_extensions.intake.sources.mimic_cxr import LABELLERS, MimicCxr
@@ -55,7 +56,7 @@ def nih_cxr14(
         names,
         policy={"labels": f"{labels} labels", "blank": "absent"},
         published={"train": 86_524, "test": 25_596},
-        cutting=_cutting(val, seed),
+        cutting=read_cutting(val, seed=seed),
         missing=missing,
     )
 
@@ -144,7 +145,7 @@ def mura(root: Path, *, val: str = "0.1", seed: str = "0", missing: str = "refus
         split_names={Split.VAL: Split.TEST},
         policy={"labels": "abnormal, of the study", "test": "the published valid"},
         published={"train": 36_808, "test": 3_197},
-        cutting=_cutting(val, seed),
+        cutting=read_cutting(val, seed=seed),
         missing=missing,
     )
 
@@ -168,7 +169,7 @@ def vindr_mammo(
         names,
         policy={"labels": labels, "birads": "4 and 5 positive, 3 uncertain", "density": "C and D positive"},
         published={"train": 16_000, "test": 4_000},
-        cutting=_cutting(val, seed),
+        cutting=read_cutting(val, seed=seed),
         missing=missing,
     )
 
@@ -229,10 +230,6 @@ def _open(
         cutting=cutting,
         content=sizes[is_there].tolist(),
     )
-
-
-def _cutting(val: str, seed: str) -> Cutting:
-    return Cutting(val=share(val, key="val"), seed=whole(seed, key="seed"))
 
 
 def _texts(column: pa.Array | pa.ChunkedArray) -> NDArray[np.str_]:

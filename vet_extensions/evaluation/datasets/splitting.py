@@ -1,4 +1,5 @@
-"""Splits by patient, and the proof that a given split is one. `assembly.assemble` and the segmentation adapters call it.
+"""Splits by patient, for data sets that prescribe none or no validation part. `assembly.assemble` and the adapters of label maps
+call it.
 
 Who goes where is decided by a hash of the patient's name and the seed: the same in any order of the files and on any machine.
 """
@@ -6,12 +7,28 @@ Who goes where is decided by a hash of the patient's name and the seed: the same
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vet_extensions.errors import UserError
+from vet_extensions.evaluation.datasets.options import share, whole
 from vet_extensions.schema import Split
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How a missing split is cut: shares of the patients. val: of those in train; test: of all, where there is no test split."""
+
+    val: float = 0.1
+    test: float = 0.2
+    seed: int = 0
+
+
+def read_cutting(val: str, test: str = "0.2", *, seed: str) -> Cutting:
+    """From the texts of a data set string. Errors: UserError."""
+    return Cutting(share(val, key="val"), share(test, key="test"), whole(seed, key="seed"))
 
 
 def cut_by_patient(
@@ -40,27 +57,36 @@ def cut_by_patient(
     for stratum, names in members.items():
         ordered = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
         start = 0
-        for part, share in shares.items():
-            n = round(share * len(ordered))
-            n = max(n, 1) if share and len(ordered) > len(shares) else n
+        for part, of_all in shares.items():
+            n = round(of_all * len(ordered))
+            n = max(n, 1) if of_all and len(ordered) > len(shares) else n
             for name in ordered[start : start + n]:
                 split[rows_of[name]] = part
             start += n
         if start >= len(ordered):
             raise UserError(
                 f"The class '{stratum}' has {len(ordered)} patients, too few to leave one for training when "
-                f"{', '.join(f'{share:g} go to {part}' for part, share in shares.items())}. Give a smaller share, or more data."
+                f"{', '.join(f'{of_all:g} go to {part}' for part, of_all in shares.items())}. Give a smaller share, or more data."
             )
     return split
 
 
-def refuse_shared_patients(patients: NDArray[np.str_], split: NDArray[np.str_], *, name: str) -> None:
-    """Errors: UserError where a patient has rows in more than one split."""
-    pairs = np.unique(np.stack([patients.astype(str), split.astype(str)]), axis=1)
-    names, counts = np.unique(pairs[0], return_counts=True)
-    shared = int((counts > 1).sum())
-    if shared:
-        raise UserError(
-            f"{name}: {shared} of {len(names)} patients have images in more than one split, so that a test on them would be on "
-            "patients seen in training. Mend the split, or leave it out to have one cut by patient."
-        )
+def complete_split(
+    split: NDArray[np.str_], *, patients: NDArray[np.str_], strata: NDArray[np.str_], cutting: Cutting
+) -> tuple[NDArray[np.str_], str]:
+    """The split with what is not prescribed cut by patient, and in words how it came about.
+
+    split: [n] of train, val, test; "" for all where nothing is prescribed. Where test is and val is not, val is cut from train.
+    """
+    words = f"by patient, seed {cutting.seed}"
+    if (split == "").all():
+        shares = {str(Split.TEST): cutting.test, str(Split.VAL): cutting.val}
+        cut = cut_by_patient(patients, strata=strata, shares=shares, seed=cutting.seed)
+        return cut, f"none prescribed; cut {words}: {cutting.val:g} val, {cutting.test:g} test"
+    train = split == Split.TRAIN
+    if (split == Split.VAL).any() or not cutting.val or not train.any():
+        return split, "prescribed"
+    split = split.copy()
+    shares = {str(Split.VAL): cutting.val}
+    split[train] = cut_by_patient(patients[train], strata=strata[train], shares=shares, seed=cutting.seed)
+    return split, f"test prescribed; val cut from train {words}: {cutting.val:g}"
