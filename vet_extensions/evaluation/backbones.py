@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -34,7 +33,7 @@ from dinov2.utils.weight_layouts import find_backbone
 from dinov2.utils.weights import architecture_of as tensors_tell
 from dinov2.utils.weights import load_backbone_weights
 from vet_extensions.errors import UserError
-from vet_extensions.evaluation.embedding import Backbone, BlockTokens, untrained
+from vet_extensions.evaluation.embedding import Backbone, BlockTokens, shape_only, untrained
 from vet_extensions.evaluation.features import HASH_DIGITS, load_backbone, short_hash
 
 PIXELS = "pixels"
@@ -113,8 +112,7 @@ def _of_run(checkpoint: Path) -> Backbone:
     def build_random() -> nn.Module:
         return build_model_from_cfg(config, only_teacher=True)[0]
 
-    with torch.device("meta"):
-        shape = build_random()
+    shape = shape_only(build_random)
     known = Backbone(
         name=str(OmegaConf.select(config, "routing.name", default="same_image")),
         weights_hash=file_sha256(checkpoint)[:HASH_DIGITS],

@@ -9,12 +9,13 @@ Shape legend: B images of a batch, H = W = image_size_px, h = H // patch_size, w
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.features import PixelsSource, network_input, prepare_image, short_hash
@@ -114,6 +115,25 @@ class Backbone:
             side = image_size_px // self.patch_size
             return side, side, self.embed_dim
         return (self.embed_dim,)
+
+
+class _KeepAsIs(TorchFunctionMode):
+    """Leaves out what draws random values: on the meta device there are none, and torch would load its compiler to do so."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func.__name__ in _DRAWS:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
+
+
+_DRAWS = ("normal_", "uniform_", "trunc_normal_", "erfinv_", "bernoulli_")
+
+
+def shape_only(build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` gives, with the shapes of its weights and no memory for them."""
+    with torch.device("meta"), _KeepAsIs():
+        return build()
 
 
 def drawn_from(seed: int, build: Callable[[], nn.Module]) -> nn.Module:

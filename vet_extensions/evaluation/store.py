@@ -6,8 +6,11 @@ the block before, `mean_patch.npy` and `patches.npy` those of the last block. Ea
 memory, and a checksum an image tells what is there, so that an interrupted embedding goes on where it stood, two may write at
 once, and what is damaged is computed again. Any file may be deleted at any time.
 
-Class tokens and mean patch tokens are float32. Dense patch features, of which an image has hundreds, are float16: each value is
-rounded to 11 significant bits (relative error at most 2^-11 = 0.05 %; below 6e-5 in size at most 3e-8).
+Class tokens and mean patch tokens are float32: in float16 they would save 1 % of what dense features take, and the images of an
+untrained network differ by less than its steps (measured on 1,000 phantom images: macro AUROC moves by up to 0.16 with the class
+tokens of a random ViT-S/14, by up to 0.009 with raw pixels). Dense patch features, of which an image has hundreds, are float16,
+each value rounded to 11 significant bits (relative error at most 2^-11), where that is at most 1 % of how much they vary, and
+else float32.
 
 Shape legend: N images of the data, n of them asked for, k blocks, D feature width, h = w patches a side.
 """
@@ -35,16 +38,24 @@ logger = logging.getLogger("vet_extensions")
 _GIB = 2**30
 _FREE_SHARE = 0.95
 """Of the free space, how much features may take."""
+_PATCH_DTYPES = (np.dtype(np.float16), np.dtype(np.float32))
+_MAX_ROUNDING = 0.01
+"""Rounding error of patch features (root mean square) as a share of their standard deviation over the patches."""
+_N_SAMPLE = 8
+"""Images that decide the number format of patch features; the first ones, so that all writers decide alike."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of n images. cls: [n, k, D] float32, the last k blocks, earliest first; mean_patch: [n, D] float32;
-    patches: [n, h, w, D] float16; None where not asked for. rows: [n], the images' rows in the data."""
+    """Features of n images.
+
+    cls: [n, k, D] float32, the last k blocks, earliest first; mean_patch: [n, D] float32; patches: [n, h, w, D] float16, or
+    float32 where float16 is too coarse; the last two are None where not asked for. rows: [n], the images' rows in the data.
+    """
 
     cls: NDArray[np.float32]
     mean_patch: NDArray[np.float32] | None
-    patches: NDArray[np.float16] | None
+    patches: NDArray[np.floating] | None
     rows: NDArray[np.integer]
 
     def vectors(self, tokens: str = "cls") -> NDArray[np.float32]:
@@ -91,10 +102,14 @@ class FeatureStore:
         wanted = np.arange(len(pixels_source)) if rows is None else np.asarray(rows)
         options = {"image_size_px": size_px, "batch_size": batch_size, "device": device, "amp_dtype": amp_dtype}
         with contextlib.ExitStack() as opened:
-            files = {
-                name: opened.enter_context(_open(place, name, backbone, n_rows=len(pixels_source), size_px=size_px))
-                for name in names
-            }
+            files = {}
+            for name in names:
+                shape = backbone.shape_of(name, image_size_px=size_px)
+                dtype = np.dtype(np.float32)
+                if name == PATCHES:
+                    dtype = _patch_dtype(place, backbone, pixels_source, **options)
+                file = RowFile(_path(place, name), n_rows=len(pixels_source), shape=shape, dtype=dtype)
+                files[name] = opened.enter_context(file)
             lacking = {name: wanted[file.missing(wanted)] for name, file in files.items()}
             missing = wanted[np.isin(wanted, np.concatenate(list(lacking.values())))]
             report = on_progress or (lambda done, total: None)
@@ -106,7 +121,7 @@ class FeatureStore:
                 for batch, found in embed(backbone, pixels_source, rows=missing, names=to_do, **options):
                     for name, values in found.items():
                         is_new = np.isin(batch, lacking[name])
-                        files[name].write(batch[is_new], _narrowed(values[is_new], files[name].dtype, backbone))
+                        files[name].write(batch[is_new], values[is_new].astype(files[name].dtype, copy=False))
                     done += len(batch)
                     report(done, len(wanted))
             arrays = {name: file.read(None if rows is None else wanted) for name, file in files.items()}
@@ -160,21 +175,25 @@ def _array_names(backbone: Backbone, n_blocks: int, *, with_mean_patch: bool, wi
     return [*names, *[MEAN_PATCH] * (with_mean_patch and backbone.patch_size is not None), *[PATCHES] * with_patches]
 
 
-def _open(place: Path, name: str, backbone: Backbone, *, n_rows: int, size_px: int) -> RowFile:
-    shape = backbone.shape_of(name, image_size_px=size_px)
-    dtype = np.dtype(np.float16 if name == PATCHES else np.float32)
-    return RowFile(place / f"{name}.npy", n_rows=n_rows, shape=shape, dtype=dtype)
+def _path(place: Path, name: str) -> Path:
+    return place / f"{name}.npy"
 
 
-def _narrowed(values: NDArray[np.float32], dtype: np.dtype[Any], backbone: Backbone) -> NDArray[np.floating]:
-    """The values as they are stored. Raises `UserError` where float16 cannot hold them."""
-    limit = np.finfo(dtype).max
-    if len(values) and (largest := np.abs(values).max()) > limit:
-        raise UserError(
-            f"Patch features of {backbone.name} reach {largest:.3g}, beyond the {limit:.6g} of float16, in which they are kept. "
-            "The network does not normalise them: use its class tokens, or normalise it before."
-        )
-    return values.astype(dtype, copy=False)
+def _patch_dtype(place: Path, backbone: Backbone, pixels_source: PixelsSource, **options: Any) -> np.dtype[np.floating]:
+    """That of the file, or, for a new one, the narrowest whose rounding the first images' patches can bear."""
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        there = np.load(_path(place, PATCHES), mmap_mode="r").dtype
+        if there in _PATCH_DTYPES:
+            return there
+    sample = np.arange(min(_N_SAMPLE, len(pixels_source)))
+    _, found = next(embed(backbone, pixels_source, rows=sample, names=[PATCHES], **options))
+    tokens = found[PATCHES].reshape(-1, backbone.embed_dim)
+    with np.errstate(over="ignore"):  # beyond 65,504 the error is infinite
+        error = np.square(tokens - tokens.astype(np.float16)).mean()
+    is_fine = bool(error <= np.square(_MAX_ROUNDING) * tokens.var(axis=0).mean())
+    if not is_fine:
+        logger.info("patch features of %s differ too little for float16 and are kept in float32", backbone.name)
+    return _PATCH_DTYPES[0 if is_fine else 1]
 
 
 def _assemble(arrays: Mapping[str, NDArray[Any]], rows: NDArray[np.integer]) -> Features:

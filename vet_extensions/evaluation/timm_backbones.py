@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dinov2.utils.files import file_sha256
 from dinov2.utils.utils import read_checkpoint
 from vet_extensions.errors import UserError
-from vet_extensions.evaluation.embedding import Backbone, BlockTokens, untrained
+from vet_extensions.evaluation.embedding import Backbone, BlockTokens, shape_only, untrained
 from vet_extensions.evaluation.features import HASH_DIGITS, short_hash
 
 
@@ -33,8 +33,7 @@ def open_timm(name: str, file: Path | None, *, is_pooled_only: bool) -> Backbone
         raise UserError(
             f"There is no weights file '{file.name}' for timm's {name}. Nothing is downloaded: give a local file."
         )
-    with torch.device("meta"):
-        shape: Any = _create(name)
+    shape: Any = shape_only(partial(_create, name))
     is_pooled_only = is_pooled_only or not _has_tokens(shape)
     patch_size = None if is_pooled_only else int(shape.patch_embed.patch_size[0])
     stated = shape.pretrained_cfg
@@ -122,10 +121,11 @@ def _read_tokens(model: Any, images: Tensor, indices: Sequence[int]) -> tuple[Bl
     for index, block in zip(indices, found, strict=True):
         patches, prefix = block if isinstance(block, tuple) else (block, None)
         patches = patches.permute(0, 2, 3, 1)  # [B, h, w, D]
-        if prefix is not None and prefix.shape[1]:
+        if getattr(model, "cls_token", None) is not None and prefix is not None:
             cls = prefix[:, 0]
         elif index == len(model.blocks) - 1:
-            cls = model.forward_head(patches.flatten(1, 2), pre_logits=True)
+            tokens_of_all = [patches.flatten(1, 2)] if prefix is None else [prefix, patches.flatten(1, 2)]
+            cls = model.forward_head(torch.cat(tokens_of_all, dim=1), pre_logits=True)
         else:
             cls = patches.mean(dim=(1, 2))
         tokens.append(BlockTokens(cls, patches))
