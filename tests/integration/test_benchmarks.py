@@ -60,5 +60,14 @@ def test_what_lies_between_a_data_set_and_a_step() -> None:
 @pytest.mark.slow
 def test_the_k_nearest_neighbours() -> None:
     printed = printed_by("knn.py")
-    assert "| plain, all at once |" in printed
-    assert printed.count("\n| blocks of ") == 6
+    assert printed.count("\n| official module |") == 4
+    assert printed.count("\n| 8 bits, compared again in float32 |") == 4
+    assert "| official neighbours found |" in printed
+    assert "\n| aten::_int_mm |" in printed
+
+
+@pytest.mark.slow
+def test_the_grid_of_linear_heads() -> None:
+    printed = printed_by("probe.py")
+    for way in ("the grid, 52 heads", "one head, own code", "one head, PyTorch"):
+        assert f"\n| {way} |" in printed

@@ -19,6 +19,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vet_extensions.errors import UserError
+from vet_extensions.evaluation.linear_grid import LEARNING_RATES
 from vet_extensions.evaluation.metrics import METRICS
 from vet_extensions.evaluation.statistics import Estimate, LabelSamples
 from vet_extensions.evaluation.tuning_config import TUNED_PROTOCOLS, TuningConfig
@@ -26,7 +27,7 @@ from vet_extensions.evaluation.tuning_config import TUNED_PROTOCOLS, TuningConfi
 RESULTS_SCHEMA_VERSION = 1
 RESULTS_FILE = "results.jsonl"
 
-PROTOCOLS = ("knn", "linear", "ml_knn", *TUNED_PROTOCOLS)
+PROTOCOLS = ("knn", "linear", "ml_knn", "linear_grid", *TUNED_PROTOCOLS)
 LEVELS = ("image", "lateral", "frontal", "cross_view", "study", "study_mean", "study_max")
 GROUPS = ("gross", "all")
 CONTROLS = ("random_init", "raw_pixels", "metadata", "shuffled_labels", "cca")
@@ -46,6 +47,16 @@ class LinearConfig:
 
     c_grid: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     max_iterations: int = 100
+
+
+@dataclass(frozen=True)
+class LinearGridConfig:
+    """Heads trained by SGD side by side, one for each learning rate (for a batch of 256); chosen on the validation split."""
+
+    learning_rates: tuple[float, ...] = LEARNING_RATES
+    epochs: int = 10
+    batch_size: int = 128
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,7 @@ class SuiteConfig:
     controls: tuple[str, ...] = CONTROLS[:4]
     knn: KnnConfig = field(default_factory=KnnConfig)
     linear: LinearConfig = field(default_factory=LinearConfig)
+    linear_grid: LinearGridConfig = field(default_factory=LinearGridConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)
 

@@ -87,7 +87,7 @@ def test_all_mistakes_of_a_suite_are_named_at_once_with_the_nearest_key() -> Non
 
 
 def test_unknown_levels_and_protocols_name_the_allowed_ones() -> None:
-    with pytest.raises(UserError, match="'svm' in protocols \\(allowed: knn, linear, ml_knn"):
+    with pytest.raises(UserError, match="'svm' in protocols \\(allowed: knn, linear, ml_knn, linear_grid"):
         load_suite({"protocols": ["svm"]})
 
 
