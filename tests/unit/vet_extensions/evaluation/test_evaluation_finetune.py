@@ -25,7 +25,7 @@ from tuning_factory import (
 )
 
 from vet_extensions.errors import UserError
-from vet_extensions.evaluation.backbones import read_vit
+from vet_extensions.evaluation.backbones import open_backbone, read_vit
 from vet_extensions.evaluation.cohort import MULTICLASS, LabelledImages
 from vet_extensions.evaluation.embedding import BlockTokens, cls_name, embed
 from vet_extensions.evaluation.finetune import Tuned, tune
@@ -35,7 +35,7 @@ from vet_extensions.evaluation.results import LinearConfig
 from vet_extensions.evaluation.tuning_checks import NotTrainedAsIntended
 from vet_extensions.evaluation.tuning_config import BASE_LEARNING_RATES, TUNED_PROTOCOLS, TuningConfig
 from vet_extensions.evaluation.tuning_data import TuningImages, epoch_batches, rows_of
-from vet_extensions.evaluation.tuning_methods import adapt
+from vet_extensions.evaluation.tuning_methods import adapt, n_parameters
 from vet_extensions.evaluation.tuning_model import (
     TunedClassifier,
     class_log_odds,
@@ -229,6 +229,23 @@ def test_a_head_in_front_of_detached_features_raises(phantom: LabelledImages) ->
 
     with pytest.raises(NotTrainedAsIntended, match="parameters that should train do not: backbone"):
         tune(as_backbone(tiny_vit, read=read), phantom, method="bitfit", config=QUICK)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["finetune", "lora", "last_k"])
+def test_a_model_of_transformers_is_tuned_without_the_pooler_that_nothing_reads(
+    method: str, phantom: LabelledImages, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.ViTConfig(image_size=SIZE_PX, patch_size=8, **sizes)
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+    backbone = open_backbone(f"hf:{tmp_path}")
+    adapted = adapt(backbone, method, QUICK, image_size_px=SIZE_PX)
+    assert not any("pooler" in name for name in adapted.trainable)
+    (facts,) = tune(backbone, phantom, method=method, config=QUICK).facts
+    assert facts.n_trainable == n_parameters(adapted.model, adapted.trainable)
 
 
 def test_only_known_labels_have_a_loss() -> None:
