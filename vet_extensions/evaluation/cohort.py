@@ -116,7 +116,7 @@ def open_archive(intake_root: str | Path) -> LabelledImages:
     """The labels, views and splits of an intake folder; raises `UserError` where there is nothing to judge with."""
     root = Path(intake_root)
     manifest = Manifest.open(root)
-    split = manifest.column("split").astype(str)
+    split = _texts(manifest, "split")
     if not manifest.label_names:
         raise UserError(
             "The manifest has no label columns, so there is nothing to score. Give a table of labels to the intake."

@@ -145,7 +145,7 @@ def _rows(members: Sequence[Standing], shuffled: Sequence[Result]) -> list[dict[
             "estimate": s.estimate,
             "letters": s.letters,
             "seeds": str(s.n_seeds),
-            "leak": s.leak,
+            "leak": s.leak.partition(":")[0] if s.leak.startswith("none found") else s.leak,
             "is_leak": "LEAK" in s.leak,
             "is_control": s.is_control,
             "is_first": place == 0 or members[place - 1].metric != s.metric,
@@ -168,17 +168,18 @@ def _rows(members: Sequence[Standing], shuffled: Sequence[Result]) -> list[dict[
                 "leak": "",
                 "is_leak": False,
                 "is_control": True,
-                "is_first": True,
+                "is_first": False,
             }
         )
     for row in rows:
-        row["bar"] = _bar(row.pop("estimate"), [s.estimate for s in members])
-    return rows
+        row["bar"] = _bar(row["estimate"], [other["estimate"] for other in rows if other["metric"] == row["metric"]])
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    return sorted(rows, key=lambda row: metrics.index(row["metric"]))
 
 
-def _bar(estimate: Estimate, others: Sequence[Estimate]) -> dict[str, float] | None:
-    """Ends and value in percent of an axis that holds all intervals of the table; None without an interval."""
-    ends = [end for e in [*others, estimate] for end in (e.low, e.high) if math.isfinite(end)]
+def _bar(estimate: Estimate, family: Sequence[Estimate]) -> dict[str, float] | None:
+    """Ends and value in percent of an axis that holds the intervals of its family; None without an interval."""
+    ends = [end for e in family for end in (e.low, e.high) if math.isfinite(end)]
     if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)) or max(ends) <= min(ends):
         return None
     start, span = min(ends), max(ends) - min(ends)

@@ -63,9 +63,9 @@ def check_pretraining(run_dir_or_checkpoint: str | Path, intake_root: str | Path
     test = Manifest.open(Path(intake_root)).select(split=Split.TEST)
     salts = (salt_fingerprint(Path(options["root"])), salt_fingerprint(Path(intake_root)))
     report = find_leaks(trained_on, test, salts=salts)
-    counts = ", ".join(f"{leak.n_images:,} test images with the {leak.kind}" for leak in report.leaks if leak.n_images)
+    counts = ", ".join(f"{leak.kind} {leak.n_images:,}" for leak in report.leaks if leak.n_images)
     if counts:
-        return PretrainingCheck(True, f"LEAK: {counts} as pre-training")
+        return PretrainingCheck(True, f"LEAK: of {test.n_images:,} test images in pre-training: {counts}")
     if None not in salts and salts[0] != salts[1]:
         return _unknown(
             "no equal pixels, but the two folders were made with different salts, so that patients cannot be compared"
