@@ -5,6 +5,7 @@ choice of views and labels, the published splits and the published numbers.
 Shape legend: n images, L labels.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,11 +20,14 @@ from vet_extensions.evaluation.datasets.pixels import FileReader
 from vet_extensions.evaluation.datasets.policies import BLANK, COMPETITION, UNCERTAIN, apply_policy, describe_policy
 from vet_extensions.evaluation.datasets.registry import DATA_SETS
 from vet_extensions.evaluation.datasets.splitting import Cutting, read_cutting
+from vet_extensions.intake.sources.chexpert import TABLES as CHEXPERT_TABLES
 from vet_extensions.intake.sources.chexpert import CheXpert
-from vet_extensions.intake.sources.listing import ImageRows, TabledSource
+from vet_extensions.intake.sources.listing import ImageRows, TabledSource, find_file, look_for
 from vet_extensions.intake.sources.mimic_cxr import LABELLERS, MimicCxr
 from vet_extensions.intake.sources.mura import Mura
+from vet_extensions.intake.sources.nih_cxr14 import TABLES as NIH_TABLES
 from vet_extensions.intake.sources.nih_cxr14 import NihChestXray14
+from vet_extensions.intake.sources.tables import read_columns
 from vet_extensions.intake.sources.vindr_mammo import VinDrMammo
 from vet_extensions.schema import Split, view_family
 
@@ -36,6 +40,8 @@ _CHEXPERT_IMAGES = {
     "frontal": {"train": 191_027, "val": 202, "test": 518},
     "lateral": {"train": 32_387, "val": 32, "test": 150},
 }
+_AGE_GROUPS = (("0-17", 17), ("18-39", 39), ("40-59", 59), ("60-79", 79), ("80-", 120))
+_OLDEST = 120
 _MIMIC_IMAGES = {"train": 368_960, "val": 2_991, "test": 5_159}
 _MAMMO_LABELS = {"birads": ("suspicious_birads",), "density": ("dense_breast",)}
 
@@ -56,6 +62,9 @@ def nih_cxr14(
         names,
         policy={"labels": f"{labels} labels", "blank": "absent"},
         published={"train": 86_524, "test": 25_596},
+        persons=_persons(
+            [find_file(root, NIH_TABLES, dataset=source.name)], "Image Index", "Patient Gender", "Patient Age"
+        ),
         cutting=read_cutting(val, seed=seed),
         missing=missing,
     )
@@ -88,6 +97,7 @@ def chexpert(
         kept=(family == views) | (views == "all"),
         policy={"labels": labels, "views": views},
         published=_CHEXPERT_IMAGES[views],
+        persons=_persons([path for names in CHEXPERT_TABLES if (path := look_for(root, names))], "Path", "Sex", "Age"),
         cutting=Cutting(),
         missing=missing,
         uncertain=uncertain,
@@ -186,10 +196,14 @@ def _open(
     family: NDArray[np.str_] | None = None,
     kept: NDArray[np.bool_] | None = None,
     split_names: Mapping[str, str] | None = None,
+    persons: Mapping[str, NDArray[np.str_]] | None = None,
     uncertain: str = "ignore",
     blank: str = "ignore",
 ) -> LabelledImages:
-    """The images that the source's tables name, with some of its labels. kept: [n], which of them belong to the task."""
+    """The images that the source's tables name, with some of its labels.
+
+    kept: [n], which of them belong to the task. persons: further facts, name -> [n] texts.
+    """
     choice(missing, MISSING, key="missing")
     choice(uncertain, UNCERTAIN, key="uncertain")
     choice(blank, BLANK, key="blank")
@@ -216,7 +230,7 @@ def _open(
         split=split,
         view=np.array([str(view) for view, _ in rows.view.values])[rows.view.codes],
         family=family,
-        facts=_facts(rows),
+        facts={**_facts(rows), **(persons or {})},
     ).take(here)
     return assemble(
         found,
@@ -251,6 +265,29 @@ def _label_values(rows: ImageRows, wanted: Sequence[str], *, n: int) -> tuple[ND
     columns = [rows.labels.names.index(name) for name in wanted]
     values = np.where(at[:, None] >= 0, rows.labels.values[at][:, columns], NOT_STATED)
     return values.astype(np.int8), at >= 0
+
+
+def _persons(tables: Sequence[Path], key: str, sex: str, age: str) -> dict[str, NDArray[np.str_]]:
+    """Sex and age group of every row of the tables, in their order; "" where they are not stated, or there is no such column.
+
+    Groups, and no ages: they are for subgroups, and an age says more of a person than a score needs.
+    """
+    columns = [read_columns(path, [key], optional=[sex, age]) for path in tables]
+    sexes = np.concatenate([np.char.upper(_texts(table[sex]).astype("<U1")) for table in columns])
+    ages = np.concatenate([_texts(table[age]) for table in columns])
+    words, inverse = np.unique(ages, return_inverse=True)
+    return {
+        "sex": np.where(np.isin(sexes, ["F", "M"]), sexes, ""),
+        "age_group": np.array([_age_group(word) for word in words])[inverse],
+    }
+
+
+def _age_group(text: str) -> str:
+    """Of "57", "57.0" or "058Y" the group "40-59"; "" for anything else, and beyond 120, which are known errors."""
+    found = re.fullmatch(r"(\d+)(?:\.0+)?Y?", text)
+    if found is None or int(found[1]) > _OLDEST:
+        return ""
+    return next(name for name, last in _AGE_GROUPS if int(found[1]) <= last)
 
 
 def _facts(rows: ImageRows) -> dict[str, NDArray[np.str_]]:

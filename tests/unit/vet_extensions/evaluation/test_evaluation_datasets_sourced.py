@@ -77,6 +77,24 @@ def test_nih_has_14_findings_or_15_labels_with_no_finding(nih: Path) -> None:
     assert plain.content_hash != full.content_hash
 
 
+def test_sex_and_age_groups_are_facts_as_far_as_the_tables_tell_them(nih: Path, chexpert: Path) -> None:
+    table = nih / "Data_Entry_2017_v2020.csv"
+    text = table.read_text()
+    for old, new in (
+        ("_000.png,Cardiomegaly|Emphysema,0,1,57,M", "_000.png,Cardiomegaly|Emphysema,0,1,058Y,F"),
+        (",3,57", ",3,411"),
+    ):
+        text = text.replace(old, new)
+    table.write_text(text)
+    images = open_data(f"nih_cxr14:root={nih}")
+    assert images.facts["sex"][:2].tolist() == ["F", "M"]
+    assert images.facts["age_group"][:5].tolist() == ["40-59", "40-59", "40-59", "40-59", ""]
+    people = open_data(f"chexpert:root={chexpert}")
+    test = people.cohort.split == "test"
+    assert set(people.facts["sex"][test].tolist()) == {""}
+    assert set(people.facts["age_group"][~test].tolist()) == {"40-59"}
+
+
 def test_nih_tests_on_the_official_list_and_cuts_val_by_patient(nih: Path) -> None:
     images = open_data(f"nih_cxr14:root={nih}:val=0.3")
     patients = images.id_of("patient")
