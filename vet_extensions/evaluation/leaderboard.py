@@ -21,6 +21,9 @@ from vet_extensions.evaluation.statistics import Estimate
 PAGE = "leaderboard.html"
 TEMPLATES = Path(__file__).with_name("templates")
 
+_HIGHEST_TEMPERATURE = 20.0
+"""Where the search for a temperature ends: what is found there is no more than that the scores say nothing."""
+
 _METRICS = {
     "macro_auroc": "macro AUROC",
     "macro_average_precision": "macro average precision",
@@ -194,8 +197,8 @@ def _difference(row: Difference) -> list[str]:
     return [*names, f"{row.value:+.3f}", interval, _p(row.p), _p(row.p_holm), row.verdict]
 
 
-def _calibration(audit: Sequence[AuditRow]) -> Iterator[list[str]]:
-    """A row a subject, level and protocol: Brier score and error, before and after the temperature."""
+def _calibration(audit: Sequence[AuditRow]) -> Iterator[dict[str, Any]]:
+    """A row a subject, level and protocol: Brier score and error, before and after the temperature, and the curve's points."""
     found: dict[tuple[Any, ...], dict[str, AuditRow]] = defaultdict(dict)
     for row in audit:
         if row.kind == CALIBRATION:
@@ -205,14 +208,14 @@ def _calibration(audit: Sequence[AuditRow]) -> Iterator[list[str]]:
         if brier is None or ece is None:
             continue
         estimate = Estimate(brier.value, brier.low, brier.high, 0, ())
-        errors = [ece.value, ece.details.get("if_perfect"), ece.details.get("scaled")]
-        yield [
-            *(_of_seed(arm, seed), _level(level), _protocol(protocol), _fixed(brier.value), _interval(estimate)),
-            *(
-                _fixed(_number(value))
-                for value in (brier.details.get("scaled"), *errors, ece.details.get("temperature"))
-            ),
-        ]
+        errors = [brier.details.get("scaled"), ece.value, ece.details.get("if_perfect"), ece.details.get("scaled")]
+        temperature = _number(ece.details.get("temperature"))
+        cells = [_of_seed(arm, seed), _level(level), _protocol(protocol), _fixed(brier.value), _interval(estimate)]
+        cells += [_fixed(_number(value)) for value in errors]
+        yield {
+            "cells": [*cells, "20 or more" if temperature > _HIGHEST_TEMPERATURE else _fixed(temperature)],
+            "curve": [(round(100 * x, 1), round(100 * (1 - y), 1)) for _, x, y in ece.details.get("curve", ())],
+        }
 
 
 def _subgroup(row: AuditRow) -> dict[str, Any]:
