@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 import vet_extensions
-from vet_extensions.commands import ablate, archives, cluster, compare, verbs
+from vet_extensions.commands import ablate, archives, cluster, compare, embed, segment, verbs
 from vet_extensions.commands.sentences import raw_views_in_words
 from vet_extensions.errors import UserError
 from vet_extensions.progress import Progress
@@ -185,7 +185,12 @@ def train(
 @app.command(epilog="Example: vetdino evaluate run --data studies --suite configs/evaluation/quick.yaml --out results")
 def evaluate(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN", help="Run folders of trained models.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="RUN",
+            help="Run folders; also checkpoints, DINOv2 files, hf:FOLDER, timm:NAME:FILE, cnn:NAME:FILE, random:SPEC, pixels.",
+            show_default=False,
+        ),
     ],
     data: Annotated[
         str,
@@ -283,9 +288,11 @@ def run_verb(words: Sequence[str]) -> None:
         raise UserError(sentence) from None
 
 
+embed.register(app, say=print)
 cluster.register(app, run_verb=run_verb, say=print)
 ablate.register(app, say=print)
 compare.register(app, say=print)
+segment.register(app, say=print)
 
 
 def main() -> None:

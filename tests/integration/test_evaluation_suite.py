@@ -247,3 +247,18 @@ def test_an_archive_without_a_test_split_is_refused(evaluated: tuple, tmp_path: 
     write_manifest(table.set_column(place, "split", pa.array(["train"] * len(table))), path)
     with pytest.raises(UserError, match="no images in split test"):
         run_suite(evaluated[1], archive, SUITE, tmp_path / "out")
+
+
+def test_backbones_of_other_kinds_stand_beside_a_run(evaluated: tuple, tmp_path: Path) -> None:
+    folder, runs, results = evaluated
+    suite = replace(SUITE, controls=("raw_pixels",), levels=("image",), protocols=("knn",))
+    found = run_suite([runs[0], f"random:{runs[0]}", "pixels"], folder / "archive", suite, tmp_path / "out")
+    assert {row.arm for row in find(found, kind="mean")} == {"same_image", "random:same_image", "raw_pixels"}
+    for ours, before in (
+        ("same_image", "same_image"),
+        ("random:same_image", "random_init"),
+        ("raw_pixels", "raw_pixels"),
+    ):
+        wanted = {"kind": "mean", "level": "image", "group": "gross", "protocol": "knn", "metric": "macro_auroc"}
+        ((now,), (then,)) = find(found, arm=ours, **wanted), find(results, arm=before, **wanted)
+        assert now.value == then.value

@@ -127,6 +127,10 @@ class FeatureStore:
             arrays = {name: file.read(None if rows is None else wanted) for name, file in files.items()}
         return _assemble(arrays, wanted)
 
+    def path_of(self, key: Mapping[str, Any], name: str) -> Path:
+        """The file of one kind of features under a key."""
+        return _path(self.folder / short_hash(key), name)
+
     def _place(self, key: Mapping[str, Any]) -> Path:
         """The folder of a key, made if need be, with the key in words beside the arrays."""
         place = self.folder / short_hash(key)

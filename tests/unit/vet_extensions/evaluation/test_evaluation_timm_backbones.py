@@ -36,7 +36,6 @@ def make_images(side: int) -> Tensor:
     [
         ("test_vit", "w.safetensors", 0),
         ("test_vit", "w.pth", 5),
-        ("test_vit2", "w.safetensors", 0),
         pytest.param("vit_tiny_patch16_dinov3_qkvb", "w.safetensors", 0, marks=pytest.mark.slow),
     ],
 )
@@ -60,8 +59,9 @@ def test_images_of_another_size_are_taken(tmp_path: Path) -> None:
     assert open_backbone(f"timm:test_vit:{tmp_path / 'w.safetensors'}").patches(make_images(48)).shape == (2, 3, 3, 64)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["vit_wee_patch16_reg1_gap_256", "vit_base_patch16_siglip_224"])
+@pytest.mark.parametrize(
+    "name", ["test_vit2", "test_vit3", pytest.param("vit_base_patch16_siglip_224", marks=pytest.mark.slow)]
+)
 def test_a_network_without_a_class_token_gives_its_own_pooling(name: str, tmp_path: Path) -> None:
     model = save(name, tmp_path / "w.safetensors")
     opened = open_backbone(f"timm:{name}:{tmp_path / 'w.safetensors'}")
@@ -94,7 +94,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 
 
 def test_names_that_timm_does_not_know_come_with_near_ones(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Near: .*resnet1"):
+    with pytest.raises(UserError, match=r"Near: .*resnet1"):
         open_backbone("random:timm:resnet1")
     with pytest.raises(UserError, match="no weights file"):
         open_backbone(f"timm:test_vit:{tmp_path / 'nowhere.pth'}")
