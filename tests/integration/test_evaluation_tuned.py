@@ -12,6 +12,7 @@ from dinov2.models import build_model_from_cfg
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.results import Result, load_suite
 from vet_extensions.evaluation.suite import run_suite
+from vet_extensions.evaluation.tuning_config import TUNED_PROTOCOLS, TuningConfig
 
 SUITE = {
     "image_size_px": 16,
@@ -68,6 +69,12 @@ def test_tuned_protocols_are_rows_of_a_suite_and_are_not_trained_twice(run: Path
     again = run_suite([run], intake, SUITE, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "tuning").iterdir()} == trainings
     assert scores(again, protocol="norm") == scores(first, protocol="norm")
+
+
+def test_the_suite_file_of_tuning_shows_the_defaults() -> None:
+    suite = load_suite(Path(__file__).parents[2] / "configs" / "evaluation" / "tuning.yaml")
+    assert suite.tuning == TuningConfig()
+    assert suite.protocols == ("linear", *TUNED_PROTOCOLS)
 
 
 def test_wrong_settings_of_a_suite_name_the_section() -> None:
