@@ -62,10 +62,12 @@ def fit_logistic(
     c_grid: Sequence[float],
     max_iterations: int = 100,
     tolerance: float = 1e-12,
+    standardise_by: NDArray[np.floating] | None = None,
 ) -> LogisticModel:
     """Fit all labels and all C at once. Deterministic.
 
-    features: [n, D], standardised here; labels: [n, L]; c_grid: inverse strengths of the penalty, as in scikit-learn:
+    features: [n, D], standardised here by their own mean and spread, or by those of the images `standardise_by`;
+    labels: [n, L]; c_grid: inverse strengths of the penalty, as in scikit-learn:
     minimises |w|^2 / 2 + C * (sum of the log losses of the images whose label is known), the intercept being free.
 
     The features are rotated onto the eigenvectors of X'X, which leaves the penalty as it is and makes the curvature nearly
@@ -74,7 +76,8 @@ def fit_logistic(
     if not c_grid or min(c_grid) <= 0:
         raise UserError(f"The grid of C must hold positive numbers, got {list(c_grid)}.")
     x = torch.as_tensor(features, dtype=torch.float64)
-    mean, scale = x.mean(dim=0), x.std(dim=0, correction=0)
+    reference = x if standardise_by is None else torch.as_tensor(standardise_by, dtype=torch.float64)
+    mean, scale = reference.mean(dim=0), reference.std(dim=0, correction=0)
     scale = torch.where(scale > 1e-12, scale, 1.0)  # a constant feature stays 0
     eigenvalues, rotation = torch.linalg.eigh(((x - mean) / scale).T @ ((x - mean) / scale))  # [D], [D, D]
     design = torch.cat([((x - mean) / scale) @ rotation, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)  # [n, D + 1]

@@ -27,7 +27,7 @@ from vet_extensions.evaluation.tuning_config import TUNED_PROTOCOLS, TuningConfi
 RESULTS_SCHEMA_VERSION = 1
 RESULTS_FILE = "results.jsonl"
 
-PROTOCOLS = ("knn", "linear", "ml_knn", "linear_grid", *TUNED_PROTOCOLS)
+PROTOCOLS = ("knn", "linear", "ml_knn", "linear_grid", "few_shot", "label_share", *TUNED_PROTOCOLS)
 LEVELS = ("image", "lateral", "frontal", "cross_view", "study", "study_mean", "study_max")
 GROUPS = ("gross", "all")
 CONTROLS = ("random_init", "raw_pixels", "metadata", "shuffled_labels", "cca")
@@ -60,6 +60,18 @@ class LinearGridConfig:
 
 
 @dataclass(frozen=True)
+class FewShotConfig:
+    """Curves over labels: patients a label (few_shot), shares of the training patients (label_share), each of n_draws draws; c:
+    inverse strength of the penalty, given because validation labels would be labels too."""
+
+    shots: tuple[int, ...] = (1, 2, 4, 8, 16)
+    shares: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    n_draws: int = 10
+    seed: int = 0
+    c: float = 0.1
+
+
+@dataclass(frozen=True)
 class BootstrapConfig:
     """Resamples of the test patients; `confidence` of the percentile interval."""
 
@@ -82,6 +94,7 @@ class SuiteConfig:
     knn: KnnConfig = field(default_factory=KnnConfig)
     linear: LinearConfig = field(default_factory=LinearConfig)
     linear_grid: LinearGridConfig = field(default_factory=LinearGridConfig)
+    few_shot: FewShotConfig = field(default_factory=FewShotConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)
 

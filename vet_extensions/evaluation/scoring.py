@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vet_extensions.evaluation.cohort import MULTICLASS, Cohort, LabelledImages, pool_scores
+from vet_extensions.evaluation.curves import CURVE_LEVEL, CURVES, measure_curve
 from vet_extensions.evaluation.finetune import Tuned
 from vet_extensions.evaluation.metrics import ACCURACY, CLASS_METRICS, METRICS
 from vet_extensions.evaluation.probes import Candidates, ProbeData
@@ -124,6 +125,13 @@ def measure(
     for level in config.levels:
         groups = label_groups(archive.label_names, config, level=level)
         for protocol in config.protocols:
+            if protocol in CURVES:
+                if level == CURVE_LEVEL:
+                    measured |= measure_curve(
+                        features, archive.cohort, config, protocol=protocol, label_names=archive.label_names,
+                        groups=groups, bootstrap=bootstrap,
+                    )  # fmt: skip
+                continue
             training = None
             if protocol in TUNED_PROTOCOLS:
                 if tuned is None or level not in TUNED_LEVELS:
