@@ -7,6 +7,7 @@ Shape legend: n images, L labels.
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from vet_extensions.evaluation.datasets.registry import DATA_SETS
 from vet_extensions.evaluation.datasets.splitting import Cutting, read_cutting
 from vet_extensions.intake.sources.chexpert import TABLES as CHEXPERT_TABLES
 from vet_extensions.intake.sources.chexpert import CheXpert
+from vet_extensions.intake.sources.labelling import LabelRows
 from vet_extensions.intake.sources.listing import ImageRows, TabledSource, find_file, look_for
 from vet_extensions.intake.sources.mimic_cxr import LABELLERS, MimicCxr
 from vet_extensions.intake.sources.mura import Mura
@@ -111,6 +113,7 @@ def mimic_cxr(
     *,
     labels: str = "competition",
     labeller: str = "chexpert",
+    test_labels: str = "labeller",
     uncertain: str = "zeros",
     blank: str = "zeros",
     views: str = "frontal",
@@ -118,23 +121,27 @@ def mimic_cxr(
 ) -> LabelledImages:
     """MIMIC-CXR-JPG 2.0.0 and 2.1.0 with the official split; labels by study, so that its images share them.
 
-    labeller: chexpert or negbio. Its reading is the truth in the test split too: scores measure agreement with the labeller.
+    labeller: chexpert or negbio. Its reading is the truth in the test split too, and scores measure agreement with it; with
+    test_labels=radiologist the truth is the radiologists' of release 2.1.0, who read some of the test studies.
     Otherwise as `chexpert`; views by ViewPosition, and images without one are neither frontal nor lateral.
     """
     choice(labeller, [name for name in LABELLERS if name != "radiologist"], key="labeller")
     source = MimicCxr(root, labels=labeller)
     rows = source.rows()
+    if choice(test_labels, ("labeller", "radiologist"), key="test_labels") == "radiologist":
+        rows = _other_labels_in_test(rows, MimicCxr(root, labels="radiologist").rows())
+    assert rows.labels is not None, "MIMIC-CXR has labels"
     views_of = np.array([str(view) for view, _ in rows.view.values])[rows.view.codes]
     family = np.array([str(view_family(view)) for view in views_of])
     choice(views, _VIEWS, key="views")
     return _open(
         source,
-        COMPETITION if choice(labels, ("competition", "all"), key="labels") == "competition" else source.label_names,
+        COMPETITION if choice(labels, ("competition", "all"), key="labels") == "competition" else rows.labels.names,
         rows=rows,
         family=family,
         kept=(family == views) | (views == "all"),
-        policy={"labels": labels, "views": views, "labeller": labeller},
-        published=_MIMIC_IMAGES if views == "all" else {},
+        policy={"labels": labels, "views": views, "labeller": labeller, "test_labels": test_labels},
+        published=_MIMIC_IMAGES if views == "all" and test_labels == "labeller" else {},
         cutting=Cutting(),
         missing=missing,
         uncertain=uncertain,
@@ -265,6 +272,19 @@ def _label_values(rows: ImageRows, wanted: Sequence[str], *, n: int) -> tuple[ND
     columns = [rows.labels.names.index(name) for name in wanted]
     values = np.where(at[:, None] >= 0, rows.labels.values[at][:, columns], NOT_STATED)
     return values.astype(np.int8), at >= 0
+
+
+def _other_labels_in_test(rows: ImageRows, other: ImageRows) -> ImageRows:
+    """The rows with `other`'s labels where the split is test; both of the same images, in one order. Findings that both know."""
+    assert rows.labels is not None, "MIMIC-CXR has labels"
+    assert other.labels is not None, "MIMIC-CXR has labels"
+    names = tuple(name for name in rows.labels.names if name in other.labels.names)
+    n = len(rows.path)
+    is_test = _split_words(rows, n, {}) == Split.TEST
+    (own, own_listed), (theirs, they_list) = (_label_values(part, names, n=n) for part in (rows, other))
+    listed = np.where(is_test, they_list, own_listed)
+    values = np.where(is_test[:, None], theirs, own)
+    return replace(rows, labels=LabelRows(names, values, np.where(listed, np.arange(n), -1)))
 
 
 def _persons(tables: Sequence[Path], key: str, sex: str, age: str) -> dict[str, NDArray[np.str_]]:

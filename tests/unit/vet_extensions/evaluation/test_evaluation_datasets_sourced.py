@@ -237,6 +237,22 @@ def test_an_uncertain_label_outside_training_stays_uncertain(mimic: Path) -> Non
     assert images.cohort.labels[:, images.label_names.index("edema")].tolist() == [1, 1, -1, -1]
 
 
+def test_radiologists_may_be_the_truth_of_mimics_test_split_alone(mimic: Path) -> None:
+    names = [
+        "study_id",
+        "Airspace Opacity",
+        *(name for name in CHEXPERT_FINDINGS if name not in ("Lung Opacity", "Pneumonia")),
+    ]
+    cells = {"study_id": "50000001", "Edema": 1.0, "Airspace Opacity": 1.0}
+    write_csv(mimic / "mimic-cxr-2.1.0-test-set-labeled.csv", names, [[cells.get(name, 0.0) for name in names]])
+    images = open_data(f"mimic_cxr:root={mimic}:views=all:labels=all:test_labels=radiologist")
+    assert images.cohort.split.tolist() == ["train", "train", "val", "test"]
+    edema, opacity = (images.cohort.labels[:, images.label_names.index(name)] for name in ("edema", "lung_opacity"))
+    assert edema.tolist() == [0, 0, -1, 1]
+    assert opacity.tolist() == [0, 0, 0, 1]
+    assert "pneumonia" not in images.label_names
+
+
 def test_mura_tests_on_the_published_valid(tmp_path: Path) -> None:
     paths = [
         f"train/XR_WRIST/patient{n:05d}/study1_{'positive' if n % 2 else 'negative'}/image{i}.png"
