@@ -19,7 +19,8 @@ from vet_extensions.commands.compare import compare
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation import chance
 from vet_extensions.evaluation.audit import AUDIT_FILE, read_audit
-from vet_extensions.evaluation.leaderboard import TEMPLATES, write_leaderboard
+from vet_extensions.evaluation.compare import compare_evaluations
+from vet_extensions.evaluation.leaderboard import TEMPLATES, page_variables, write_leaderboard
 from vet_extensions.evaluation.results import RESULTS_FILE, Result, load_suite
 from vet_extensions.evaluation.suite import run_suite
 from vet_extensions.manifest import write_manifest
@@ -158,6 +159,14 @@ def test_the_page_shows_scores_groups_controls_and_leaks_and_names_no_folder(eva
         assert word in page
     assert str(evaluated[0]) not in page
     assert "://" not in page
+
+
+def test_what_keeps_no_predictions_is_on_the_page_without_letters(evaluated: tuple) -> None:
+    (row,) = find(evaluated[2], kind="mean", arm="vet_dino", level="image", protocol="linear", metric="macro_auroc")
+    comparison = compare_evaluations([evaluated[0] / "out"], with_labels=False, n_resamples=20)
+    shown = page_variables(comparison, results=[replace(row, protocol="few_shot")])["levels"][0]["tables"]
+    (table,) = [table for table in shown if "few_shot" in table["caption"]]
+    assert [(line["name"], line["letters"]) for line in table["rows"]] == [("vet_dino", "")]
 
 
 def test_a_model_that_saw_test_patients_stops_the_evaluation_and_is_marked_where_it_is_allowed(

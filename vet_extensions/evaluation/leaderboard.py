@@ -15,7 +15,7 @@ from jinja2 import Environment
 from vet_extensions.evaluation.audit import AUDIT_FILE, CALIBRATION, SHORTCUT, SUBGROUP, AuditRow, read_audit
 from vet_extensions.evaluation.chance import SHUFFLED_LABELS
 from vet_extensions.evaluation.compare import SAME, Comparison, Difference, Standing, compare_evaluations
-from vet_extensions.evaluation.results import RESULTS_FILE, Result, read_results
+from vet_extensions.evaluation.results import CONTROLS, RESULTS_FILE, Result, read_results
 from vet_extensions.evaluation.statistics import Estimate
 
 PAGE = "leaderboard.html"
@@ -76,10 +76,11 @@ def page_variables(
     shuffled = [row for row in results if row.kind == "mean" and row.arm == SHUFFLED_LABELS]
     names = {standing.name for standing in comparison.standings}
     mine = [row for row in audit if row.arm in names]
+    standings = [*comparison.standings, *_uncompared(comparison.standings, results)]
     return {
         "warnings": list(_warnings(comparison.standings, shuffled)),
         "summary": _summary(comparison),
-        "levels": _levels(comparison.standings, shuffled),
+        "levels": _levels(standings, shuffled),
         "differences": [_difference(row) for row in comparison.macros if row.verdict != SAME],
         "n_same": sum(row.verdict == SAME for row in comparison.macros),
         "calibration": list(_calibration(mine)),
@@ -103,6 +104,27 @@ def _warnings(standings: Sequence[Standing], shuffled: Sequence[Result]) -> Iter
             f"Shuffled labels are not at chance ({where}). Something knows the answers from elsewhere: look for copies of test "
             "images in train before believing the rows of these tables."
         )
+
+
+def _uncompared(standings: Sequence[Standing], results: Sequence[Result]) -> Iterator[Standing]:
+    """The mean rows of measurements that keep no predictions (few-shot, retrieval, ...): their scores, without letters."""
+    known = {(s.level, s.group, s.protocol) for s in standings}
+    rows = [row for row in results if row.kind == "mean" and row.arm != SHUFFLED_LABELS]
+    for row in sorted(rows, key=lambda row: (row.metric, -row.value)):
+        if (row.level, row.group, row.protocol) not in known:
+            yield Standing(
+                level=row.level,
+                group=row.group,
+                protocol=row.protocol,
+                metric=row.metric,
+                name=row.arm,
+                is_control=row.arm.startswith(CONTROLS),
+                leak=str(row.config.get("leak", "")),
+                n_seeds=row.n_seeds,
+                n_cases=row.n_images,
+                n_patients=row.n_patients,
+                estimate=Estimate(row.value, row.low, row.high, row.n_labels, ()),
+            )
 
 
 def _summary(comparison: Comparison) -> str:
