@@ -100,13 +100,12 @@ def slide(segmenter: Segmenter, images: Tensor, *, window_px: int) -> Tensor:
     )
 
 
-def patch_grid_ceiling(
+def patch_grid_truth(
     mask: NDArray[np.integer], *, image_size_px: int, patch_size: int, n_classes: int
 ) -> NDArray[np.int64]:
-    """What a decoder that knew every patch's shares of the classes would draw: [H, W].
+    """The truth as a patch grid shows it: averaged over each patch, enlarged as logits are, the largest share wins. [H, W].
 
-    The truth is averaged over each patch and enlarged as logits are. Its Dice says what one vector a patch allows at this
-    resolution: more than that a linear decoder need not reach, though a lucky one can, since it may sharpen.
+    Its Dice says how coarse the grid is for these organs. It is no bound: a decoder may weigh thin organs more than their shares.
     """
     prepared = torch.from_numpy(prepare_mask(mask, image_size_px).astype(np.int64))
     is_known = prepared != IGNORED

@@ -1,4 +1,4 @@
-"""The segmentation of one data set by several backbones and decoders, beside untrained networks and what the patch grid allows.
+"""The segmentation of one data set by several backbones and decoders, beside untrained networks and the truth on the patch grid.
 
 `vetdino segment` calls `run_segmentation`. Rows go to results.jsonl like those of the suite: level "image", group "all" (mean
 over classes) or one class, protocol "segment_<decoder>"; kind "difference" is paired over the same resamples of patients.
@@ -20,7 +20,7 @@ from vet_extensions.evaluation.embedding import Backbone
 from vet_extensions.evaluation.features import OnProgress
 from vet_extensions.evaluation.results import RESULTS_FILE, Measured, Result, append_results, result_row
 from vet_extensions.evaluation.segmentation.decoders import count_parameters
-from vet_extensions.evaluation.segmentation.dense import patch_grid_ceiling
+from vet_extensions.evaluation.segmentation.dense import patch_grid_truth
 from vet_extensions.evaluation.segmentation.losses import build_loss
 from vet_extensions.evaluation.segmentation.metrics import EMPTY_CLASS_POLICY
 from vet_extensions.evaluation.segmentation.scores import SCORES, CaseScores, score_case, stack_scores
@@ -29,7 +29,7 @@ from vet_extensions.evaluation.segmentation.training import SegmentationConfig, 
 from vet_extensions.evaluation.statistics import LabelSamples, PatientBootstrap, macro_difference, macro_estimate
 from vet_extensions.schema import Split
 
-CEILING = "patch_grid_ceiling"
+PATCH_GRID_TRUTH = "patch_grid_truth"
 FITS_FOLDER = "decoders"
 
 
@@ -78,9 +78,9 @@ def run_segmentation(
     rows: list[Result] = []
     for grid in dict.fromkeys(_grid(subject.backbone, config) for subject in subjects):
         found = _measure(
-            _ceilings(data, test, config, grid=grid), data, test, config, bootstrap, {"patch_grid": list(grid)}
+            _patch_grid_truths(data, test, config, grid=grid), data, test, config, bootstrap, {"patch_grid": list(grid)}
         )
-        rows += _score_rows(CEILING, "segment_ceiling", found, config)
+        rows += _score_rows(PATCH_GRID_TRUTH, "segment_patch_grid", found, config)
     for decoder in config.decoders:
         of_arm: dict[str, dict[str, Measured]] = {}
         for subject in subjects:
@@ -140,13 +140,13 @@ def _grid(backbone: Backbone, config: SegmentationConfig) -> tuple[int, int]:
     return config.image_size_px or backbone.image_size_px, backbone.patch_size or 1
 
 
-def _ceilings(
+def _patch_grid_truths(
     data: SegmentationSet, test: NDArray[np.intp], config: SegmentationConfig, *, grid: tuple[int, int]
 ) -> CaseScores:
     cases = []
     for row in test.tolist():
         truth = data.checked_mask(row, shape=data.read(row).shape)
-        drawn = patch_grid_ceiling(truth, image_size_px=grid[0], patch_size=grid[1], n_classes=len(data.class_names))
+        drawn = patch_grid_truth(truth, image_size_px=grid[0], patch_size=grid[1], n_classes=len(data.class_names))
         cases.append(_score(drawn, data, row, config))
     return stack_scores(cases)
 

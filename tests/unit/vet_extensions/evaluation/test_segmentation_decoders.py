@@ -18,7 +18,7 @@ from vet_extensions.evaluation.segmentation.decoders import (
 )
 from vet_extensions.evaluation.segmentation.dense import (
     Segmenter,
-    patch_grid_ceiling,
+    patch_grid_truth,
     placement,
     prepare_mask,
     restore,
@@ -86,11 +86,11 @@ def test_a_prediction_comes_back_at_the_images_own_size(shape: tuple[int, int]) 
     assert (found == mask).mean() > 0.95
 
 
-def test_the_ceiling_of_the_grid_is_the_truth_where_patches_are_pure_and_less_where_things_are_small() -> None:
+def test_the_truth_on_the_grid_is_the_truth_where_patches_are_pure_and_lacks_what_is_small() -> None:
     mask = np.zeros((32, 32), np.int64)
     mask[:, 16:] = 1
     mask[3, 3] = 2
-    drawn = patch_grid_ceiling(mask, image_size_px=32, patch_size=4, n_classes=3)
+    drawn = patch_grid_truth(mask, image_size_px=32, patch_size=4, n_classes=3)
     assert ((drawn == 1) == (mask == 1)).all()
     assert not (drawn == 2).any()
 
