@@ -110,17 +110,19 @@ class FeatureStore:
                     dtype = _patch_dtype(place, backbone, pixels_source, **options)
                 file = RowFile(_path(place, name), n_rows=len(pixels_source), shape=shape, dtype=dtype)
                 files[name] = opened.enter_context(file)
-            lacking = {name: wanted[file.missing(wanted)] for name, file in files.items()}
-            missing = wanted[np.isin(wanted, np.concatenate(list(lacking.values())))]
+            lacking = {name: np.zeros(len(pixels_source), dtype=bool) for name in names}  # of each image of the data
+            for name, file in files.items():
+                lacking[name][wanted[file.missing(wanted)]] = True
+            missing = wanted[np.logical_or.reduce([mask[wanted] for mask in lacking.values()])]
             report = on_progress or (lambda done, total: None)
             done = len(wanted) - len(missing)
             report(done, len(wanted))
             if len(missing):  # else the weights need not even be read
-                self._check_space({name: len(lacking[name]) * file.row_bytes for name, file in files.items()})
-                to_do = [name for name in names if len(lacking[name])]
+                self._check_space({name: int(lacking[name].sum()) * file.row_bytes for name, file in files.items()})
+                to_do = [name for name in names if lacking[name].any()]
                 for batch, found in embed(backbone, pixels_source, rows=missing, names=to_do, **options):
                     for name, values in found.items():
-                        is_new = np.isin(batch, lacking[name])
+                        is_new = lacking[name][batch]
                         files[name].write(batch[is_new], values[is_new].astype(files[name].dtype, copy=False))
                     done += len(batch)
                     report(done, len(wanted))
