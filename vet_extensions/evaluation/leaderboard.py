@@ -101,8 +101,8 @@ def _warnings(standings: Sequence[Standing], shuffled: Sequence[Result]) -> Iter
             f"{_level(row.level)}, {row.group}, {_protocol(row.protocol)}: {row.value:.3f}" for row in wrong
         )
         yield (
-            f"Shuffled labels are not at chance ({where}). Something knows the answers from elsewhere: look for copies of test "
-            "images in train before believing the rows of these tables."
+            f"Shuffled labels are not at chance ({where}). What a probe was taught there is noise, so the scoring itself knows "
+            "test labels: believe no row of these tables before that is understood."
         )
 
 

@@ -211,12 +211,12 @@ def _metadata_subjects(archive: LabelledImages, config: SuiteConfig) -> list[Sub
 
 
 def _shuffled_rows(features: NDArray[np.floating], archive: LabelledImages, config: SuiteConfig) -> Iterator[Result]:
-    """The control of shuffled labels; a row that is not at chance is a fault of the data or of this program, and warned of."""
+    """The control of shuffled labels; a row that is not at chance is a fault of the scoring, and warned of."""
     for (level, group, protocol, metric), found in shuffled_scores(features, archive, config).items():
         if not found.is_at_chance:
             logger.warning(
-                "NOT AT CHANCE: %s, %s, %s scores %.3f [%.3f, %.3f] on shuffled labels. What was measured there knows the "
-                "answers from elsewhere: look for copies of test images in train before believing any row.",
+                "NOT AT CHANCE: %s, %s, %s scores %.3f [%.3f, %.3f] on shuffled labels. What a probe was taught there is "
+                "noise, so the scoring itself knows test labels: believe no row before that is understood.",
                 *(level, group, protocol, found.value, found.low, found.high),
             )
         row = Result(
