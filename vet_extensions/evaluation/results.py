@@ -27,7 +27,7 @@ from vet_extensions.evaluation.tuning_config import TUNED_PROTOCOLS, TuningConfi
 RESULTS_SCHEMA_VERSION = 1
 RESULTS_FILE = "results.jsonl"
 
-PROTOCOLS = ("knn", "linear", "ml_knn", "linear_grid", "few_shot", "label_share", *TUNED_PROTOCOLS)
+PROTOCOLS = ("knn", "linear", "ml_knn", "linear_grid", "few_shot", "label_share", "retrieval", *TUNED_PROTOCOLS)
 LEVELS = ("image", "lateral", "frontal", "cross_view", "study", "study_mean", "study_max")
 GROUPS = ("gross", "all")
 CONTROLS = ("random_init", "raw_pixels", "metadata", "shuffled_labels", "cca")

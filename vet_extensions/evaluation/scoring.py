@@ -21,6 +21,7 @@ from vet_extensions.evaluation.metrics import ACCURACY, CLASS_METRICS, METRICS
 from vet_extensions.evaluation.probes import Candidates, ProbeData
 from vet_extensions.evaluation.protocols import frozen_candidates
 from vet_extensions.evaluation.results import Measured, Measurement, SuiteConfig
+from vet_extensions.evaluation.retrieval import RETRIEVAL, measure_retrieval
 from vet_extensions.evaluation.statistics import LabelSamples, PatientBootstrap, average, concatenate
 from vet_extensions.evaluation.tuning_config import TUNED_LEVELS, TUNED_PROTOCOLS
 from vet_extensions.schema import FINDINGS, GROSS_FINDINGS, Split
@@ -131,6 +132,11 @@ def measure(
                         features, archive.cohort, config, protocol=protocol, label_names=archive.label_names,
                         groups=groups, bootstrap=bootstrap,
                     )  # fmt: skip
+                continue
+            if protocol == RETRIEVAL:
+                measured |= measure_retrieval(
+                    features, archive.cohort, level=level, label_names=archive.label_names, groups=groups, bootstrap=bootstrap
+                )  # fmt: skip
                 continue
             training = None
             if protocol in TUNED_PROTOCOLS:

@@ -71,3 +71,12 @@ def test_a_curve_has_a_row_for_every_size_and_grows() -> None:
     assert set(found) == {"few_shot_1", "few_shot_8", "label_share_0.2", "label_share_1"}
     assert found["few_shot_1"] < found["few_shot_8"]
     assert found["label_share_0.2"] < found["label_share_1"]
+
+
+def test_retrieval_has_its_rows_with_chance() -> None:
+    data, features = archive(MULTILABEL)
+    config = load_suite({**SETTINGS, "protocols": ["retrieval"], "levels": ["image", "cross_view", "study"]})
+    patients = data.cohort.patient_codes[data.cohort.split == "test"]
+    found = measure(features, data, config, bootstrap=PatientBootstrap(patients, n_resamples=20))
+    assert {key[:3] for key in found} == {("image", "all", "retrieval"), ("cross_view", "same_study", "retrieval")}
+    assert all("chance" in one.config for one in found.values())
