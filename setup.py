@@ -56,6 +56,13 @@ EXTRAS = {
         "import-linter>=2.1",
         # The tests of DICOMweb, for which CI also installs an Orthanc server.
         "dicomweb-client>=0.60",
+        # Optional packages of the evaluation: without them its tests of LoRA, volumes, segmentation and foreign backbones are skipped.
+        # Not timm: beside a CPU build of torch it wants a torchvision that is not to be had.
+        "peft>=0.15",
+        "transformers>=4.50",
+        "monai>=1.4",
+        "nibabel>=5.2",
+        "h5py>=3.11",
     ],
 }
 
