@@ -62,7 +62,10 @@ def prepare(plan: Plan, *, data: Path, processes: int, values: Mapping[str, str]
             config.train.seed = seed
             plugins = tuple(config.plugins)
             code = codes.setdefault(plugins, code_hash(plugins))
-            digest = cell_hash(config, processes=processes, suite=suite, data=content, code=code, values=values)
+            digest, training = (
+                cell_hash(config, processes=processes, suite=judged, data=content, code=code, values=values)
+                for judged in (suite, None)
+            )
             steps = int(config.optim.epochs * config.train.OFFICIAL_EPOCH_LENGTH)
             cell = Cell(digest, arms, seed, processes, steps)
             if digest in prepared:
@@ -70,7 +73,7 @@ def prepare(plan: Plan, *, data: Path, processes: int, values: Mapping[str, str]
                     f"'{prepared[digest].cell.title}' and '{cell.title}' are the same run: their options come to the same "
                     "configuration. Give each arm an option that the others lack."
                 )
-            facts = {"plugins": plugins, "code": code, "data": content}
+            facts = {"plugins": plugins, "code": code, "data": content, "training": training}
             prepared[digest] = Prepared(cell, config, tuple(filled_options(config, values)), facts)
     return list(prepared.values())
 

@@ -35,9 +35,12 @@ class Attempt:
     since: float
     spent: float
 
-    def finish(self, *, processes: int, device: str) -> bool:
-        """Say that the cell is done, and what it cost; False for a superseded attempt."""
-        return self._publish(state=DONE, why="", cost=self._seconds() * processes, device=device)
+    def finish(self, *, processes: int, device: str, earlier: float = 0.0) -> bool:
+        """Say that the cell is done, and what it cost; False for a superseded attempt.
+
+        earlier: device-seconds of what was taken over from another cell.
+        """
+        return self._publish(state=DONE, why="", cost=earlier + self._seconds() * processes, device=device)
 
     def fail(self, why: str) -> bool:
         """Say why it failed; of several processes of the attempt the first one is heard."""
