@@ -116,6 +116,11 @@ def resolved_options(args: argparse.Namespace) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} is {value}; a whole number from {least} up is expected.")
+    if options.cluster != "debug" and options.signal_delay >= 60 * options.timeout:
+        raise UserError(
+            f"--signal-delay {options.signal_delay} seconds before a --timeout of {options.timeout} minutes, a job would be "
+            "warned as it starts, and do nothing. Give a longer --timeout or a shorter --signal-delay."
+        )
     if options.cluster != "slurm" and options.nodes > 1:
         raise UserError(
             f"--cluster {options.cluster} runs on this machine alone, got --nodes {options.nodes}. Give --nodes 1."

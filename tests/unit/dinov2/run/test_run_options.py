@@ -123,6 +123,12 @@ def test_the_world_is_nodes_times_processes_a_node():
     assert number_of_processes(args) == 12
 
 
+def test_a_job_that_would_be_warned_as_it_starts_is_refused():
+    with pytest.raises(UserError, match="--signal-delay 120 seconds before a --timeout of 2 minutes"):
+        resolve("--timeout", "2")
+    assert resolve("--timeout", "2", "--signal-delay", "60").signal_delay == 60
+
+
 @pytest.mark.parametrize("cluster", ["local", "debug"])
 def test_one_machine_is_one_node(cluster):
     with pytest.raises(UserError, match="--nodes 2"):
