@@ -47,7 +47,7 @@ def make_intake(
     records.sort(key=lambda record: tuple(getattr(record, key) for key in SORT_KEYS))
     write_images(folder, records, size_px)
     splits = {record.patient_id: split or BY_TURNS[int(record.patient_id[1:]) % len(BY_TURNS)] for record in records}
-    write_manifest(build_table(records, splits=splits), folder.manifest)
+    write_manifest(build_table(records, splits=splits, label_names=findings), folder.manifest)
     return root
 
 

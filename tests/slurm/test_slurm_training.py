@@ -1,6 +1,6 @@
 """Trainings submitted to SLURM: left alone, and disturbed in every way that a busy cluster has.
 
-All have four processes on two nodes. Whatever happened, each ends with the weights of the one that was left alone, bit for bit.
+Whatever happened, each ends with the weights of one of as many processes that was left alone, bit for bit.
 """
 
 from pathlib import Path
@@ -14,6 +14,7 @@ from slurm_trainings import (
     SAVE_AT_THE_END,
     SAVE_OFTEN,
     SLOW_STEP_S,
+    TWO_BY_TWO,
     Scene,
     SlurmTraining,
     assert_ended_alike,
@@ -32,7 +33,7 @@ def assert_went_on(training: SlurmTraining, *, from_step: int) -> None:
 
 
 def test_left_alone_it_trains_on_two_nodes_with_two_processes_each(scene: Scene):
-    training = scene.undisturbed()
+    training = scene.undisturbed(TWO_BY_TWO)
     known = facts(training.job)
     assert (known["NumNodes"], known["NumTasks"], known["Restarts"]) == ("2", "4", "0")
     assert sorted(training.run.losses()) == list(range(N_STEPS))
@@ -41,7 +42,7 @@ def test_left_alone_it_trains_on_two_nodes_with_two_processes_each(scene: Scene)
 
 
 def test_without_one_of_its_nodes_it_goes_on_elsewhere(cluster: Cluster, scene: Scene, tmp_path: Path):
-    training = start_training(tmp_path / "run", scene.data, SAVE_OFTEN)
+    training = start_training(tmp_path / "run", scene.data, SAVE_OFTEN, submission=TWO_BY_TWO)
     training.wait_for_its_middle()
     lost = nodes_of(training.job)[1]
     cluster.pull_the_plug(lost)
@@ -52,7 +53,7 @@ def test_without_one_of_its_nodes_it_goes_on_elsewhere(cluster: Cluster, scene: 
         cluster.start(lost)
     assert lost not in nodes_of(training.job)
     assert_went_on(training, from_step=MIDDLE // 3 * 3)
-    assert_ended_alike(training, scene.undisturbed())
+    assert_ended_alike(training, scene.undisturbed(TWO_BY_TWO))
 
 
 def test_at_its_time_limit_it_goes_back_into_the_queue(scene: Scene, tmp_path: Path):
@@ -72,7 +73,7 @@ def test_at_its_time_limit_it_goes_back_into_the_queue(scene: Scene, tmp_path: P
 
 
 def test_preempted_by_a_partition_of_higher_priority_it_loses_no_step(scene: Scene, tmp_path: Path):
-    training = start_training(tmp_path / "run", scene.data, SAVE_AT_THE_END)
+    training = start_training(tmp_path / "run", scene.data, SAVE_AT_THE_END, submission=TWO_BY_TWO)
     training.wait_for_its_middle()
     nodes = ",".join(nodes_of(training.job))
     urgent = ("--partition=high", "--nodes=2", f"--nodelist={nodes}", "--exclusive", "--output=/dev/null")
@@ -81,7 +82,7 @@ def test_preempted_by_a_partition_of_higher_priority_it_loses_no_step(scene: Sce
     training.wait_for_restart("preempted")
     training.wait_until_done()
     assert_went_on(training, from_step=MIDDLE)
-    assert_ended_alike(training, scene.undisturbed())
+    assert_ended_alike(training, scene.undisturbed(TWO_BY_TWO))
 
 
 def test_sigterm_alone_as_most_clusters_send_it_before_preemption_loses_no_step(scene: Scene, tmp_path: Path):
