@@ -88,7 +88,8 @@ class Session:
         queue = Queue.ask()
         if not queue.is_known:
             raise UserError(
-                "SLURM does not tell its queue (squeue fails), so that cells might be submitted twice. Try again."
+                "SLURM does not tell its queue (squeue fails), so that cells might be submitted twice. Try again, or "
+                "run them on this machine with --cluster local."
             )
         cells = self._begin(queue)
         complete_records(self.folder, queue, self.args)
