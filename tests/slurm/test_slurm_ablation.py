@@ -17,8 +17,8 @@ name: small
 question: Do both ways end with one table?
 base: tiny.yaml
 options: {optim.epochs: 2, train.OFFICIAL_EPOCH_LENGTH: 6, evaluation.eval_period_iterations: 12}
-axes: {routing: {single_view: {routing.name: same_image}, multi_view: {routing.name: vet_dino}}}
-baseline: {routing: single_view}
+axes: {rate: {usual: {}, high: {optim.base_lr: 0.1}}}
+baseline: {rate: usual}
 seeds: [0, 1]
 evaluation: suite.yaml
 metrics: [knn/study/all/macro_auroc]

@@ -3,12 +3,15 @@
 Whatever happened, each ends with the weights of one of as many processes that was left alone, bit for bit.
 """
 
+import json
 from pathlib import Path
 
 import pytest
 from slurm_cluster import Cluster
 from slurm_jobs import facts, nodes_of, succeed, wait_for_state, wait_until
 from slurm_trainings import (
+    ALONE,
+    BATCH,
     MIDDLE,
     N_STEPS,
     SAVE_AT_THE_END,
@@ -54,6 +57,25 @@ def test_without_one_of_its_nodes_it_goes_on_elsewhere(cluster: Cluster, scene: 
     assert lost not in nodes_of(training.job)
     assert_went_on(training, from_step=MIDDLE // 3 * 3)
     assert_ended_alike(training, scene.undisturbed(TWO_BY_TWO))
+
+
+def test_processes_that_live_on_where_slurmd_was_killed_write_nothing_into_the_run_that_went_on(
+    cluster: Cluster, scene: Scene, tmp_path: Path
+):
+    training = start_training(tmp_path / "run", scene.data, SAVE_OFTEN, submission=ALONE)
+    training.wait_for_its_middle()
+    set_pace(training.run.out, step_s=5)  # so that they are still at it when the next start has begun
+    (lost,) = nodes_of(training.job)
+    cluster.kill_slurmd(lost)
+    try:
+        training.wait_for_restart(f"node {lost} does not answer")
+        log = training.run.out / f"{training.job}_0_log.out"
+        wait_until(lambda: "leaves and writes nothing more" in log.read_text(), "the first start to notice the second")
+        training.wait_until_done()
+    finally:
+        cluster.start(lost)
+    assert_went_on(training, from_step=MIDDLE // 3 * 3)
+    assert_ended_alike(training, scene.undisturbed(ALONE))
 
 
 def test_at_its_time_limit_it_goes_back_into_the_queue(scene: Scene, tmp_path: Path):
@@ -104,6 +126,26 @@ def test_requeued_by_hand_it_goes_on(scene: Scene, tmp_path: Path):
     training.wait_until_done()
     assert_went_on(training, from_step=MIDDLE // 3 * 3)
     assert_ended_alike(training, scene.undisturbed())
+
+
+def test_on_fewer_nodes_than_before_it_goes_on_with_the_next_samples(scene: Scene, tmp_path: Path):
+    # SLURM updates the job, but not the number of processes in the environment of its script.
+    count = "export SLURM_NTASKS=$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE))"
+    training = start_training(tmp_path / "run", scene.data, SAVE_AT_THE_END, submission=("--setup", count))
+    training.wait_for_its_middle()
+    succeed("scancel", "--signal=USR2", training.job)
+    training.wait_for_restart("warned by hand")
+    succeed("scontrol", "update", f"jobid={training.job}", "numnodes=1-1", "numtasks=1", "numcpus=1")
+    training.wait_until_done()
+    assert facts(training.job)["NumNodes"] == "1"
+    assert_went_on(training, from_step=MIDDLE)
+    assert sorted(training.run.losses()) == list(range(N_STEPS))
+    (last,) = training.run.resumed_after()
+    log = (training.run.out / "logs" / "log.txt").read_text()
+    assert f"resuming after iteration {last}, {(last + 1) * 2 * BATCH} samples" in log
+    assert "another number of processes than before" in log
+    meta = json.loads(training.checkpoints()[-1].read_text())
+    assert meta["samples_seen"] == N_STEPS * 2 * BATCH
 
 
 def test_cancelled_it_ends_for_good_and_submitted_again_it_goes_on(scene: Scene, tmp_path: Path):
