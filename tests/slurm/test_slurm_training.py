@@ -28,6 +28,10 @@ from slurm_trainings import (
 pytestmark = pytest.mark.slurm
 
 
+SAVED = MIDDLE - 3
+"""Of trainings that save every third step, what is surely there by then: the last checkpoint may be under way."""
+
+
 def assert_went_on(training: SlurmTraining, *, from_step: int) -> None:
     """It was started twice in all, and the second time went on from a step that it had made."""
     assert facts(training.job)["Restarts"] == "1"
@@ -55,7 +59,7 @@ def test_without_one_of_its_nodes_it_goes_on_elsewhere(cluster: Cluster, scene: 
     finally:
         cluster.start(lost)
     assert lost not in nodes_of(training.job)
-    assert_went_on(training, from_step=MIDDLE // 3 * 3)
+    assert_went_on(training, from_step=SAVED)
     assert_ended_alike(training, scene.undisturbed(TWO_BY_TWO))
 
 
@@ -74,7 +78,7 @@ def test_processes_that_live_on_where_slurmd_was_killed_write_nothing_into_the_r
         training.wait_until_done()
     finally:
         cluster.start(lost)
-    assert_went_on(training, from_step=MIDDLE // 3 * 3)
+    assert_went_on(training, from_step=SAVED)
     assert_ended_alike(training, scene.undisturbed(ALONE))
 
 
@@ -124,14 +128,12 @@ def test_requeued_by_hand_it_goes_on(scene: Scene, tmp_path: Path):
     succeed("scontrol", "requeue", training.job)
     training.wait_for_restart("scontrol requeue")
     training.wait_until_done()
-    assert_went_on(training, from_step=MIDDLE // 3 * 3)
+    assert_went_on(training, from_step=SAVED)
     assert_ended_alike(training, scene.undisturbed())
 
 
 def test_on_fewer_nodes_than_before_it_goes_on_with_the_next_samples(scene: Scene, tmp_path: Path):
-    # SLURM updates the job, but not the number of processes in the environment of its script.
-    count = "export SLURM_NTASKS=$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE))"
-    training = start_training(tmp_path / "run", scene.data, SAVE_AT_THE_END, submission=("--setup", count))
+    training = start_training(tmp_path / "run", scene.data, SAVE_AT_THE_END)
     training.wait_for_its_middle()
     succeed("scancel", "--signal=USR2", training.job)
     training.wait_for_restart("warned by hand")
