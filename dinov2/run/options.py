@@ -169,7 +169,7 @@ def _sbatch_option(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(
             f"'{text}' is not KEY=VALUE, such as gres=gpu:a100:4, or KEY, such as exclusive"
         )
-    return {key: value if is_pair else True}
+    return {key: {"true": True, "false": False}.get(value, value) if is_pair else True}
 
 
 def _choose_cluster(args: argparse.Namespace) -> str:

@@ -57,6 +57,11 @@ def test_values_of_a_site_file_stay_as_they_are_written():
     assert args.slurm == {"begin": "16:00", "exclusive": True, "nice": "5"}
 
 
+def test_a_flag_of_the_site_is_switched_off_on_the_command_line():
+    args = resolve("--slurm", "exclusive=false", text="slurm: {exclusive: true}\n")
+    assert args.slurm == {"exclusive": False}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
