@@ -116,6 +116,11 @@ def resolved_options(args: argparse.Namespace) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} is {value}; a whole number from {least} up is expected.")
+    if options.cluster != "debug" and options.signal_delay >= 60 * options.timeout:
+        raise UserError(
+            f"--signal-delay {options.signal_delay} seconds before a --timeout of {options.timeout} minutes, a job would be "
+            "warned as it starts, and do nothing. Give a longer --timeout or a shorter --signal-delay."
+        )
     if options.cluster != "slurm" and options.nodes > 1:
         raise UserError(
             f"--cluster {options.cluster} runs on this machine alone, got --nodes {options.nodes}. Give --nodes 1."
@@ -164,7 +169,7 @@ def _sbatch_option(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(
             f"'{text}' is not KEY=VALUE, such as gres=gpu:a100:4, or KEY, such as exclusive"
         )
-    return {key: value if is_pair else True}
+    return {key: {"true": True, "false": False}.get(value, value) if is_pair else True}
 
 
 def _choose_cluster(args: argparse.Namespace) -> str:

@@ -20,6 +20,7 @@ from dinov2.run.options import add_submission_options, number_of_processes, pref
 from dinov2.run.task import SubmittedTask
 from dinov2.utils.cluster import get_slurm_executor_parameters
 from dinov2.utils.errors import UserError
+from dinov2.utils.stop import warning_signal
 
 __all__ = [
     "add_submission_options",
@@ -38,6 +39,12 @@ MAX_REQUEUES = 30
 """How often a SLURM job that reaches its time limit is put back into the queue (official value)."""
 GPU_KEYS = {"gres", "gpus", "gpus_per_task", "gpus_per_socket"}
 """Options of sbatch that say in another way how many GPUs a job gets, and of which kind."""
+RESIZED = (
+    "# SLURM keeps the number of processes of the first start, also where a later one has another number of nodes.",
+    "export SLURM_NTASKS=$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE))",
+    "export SLURM_NPROCS=$SLURM_NTASKS",
+)
+"""Lines of every script, before those of the user."""
 POLL_S = 0.2
 
 
@@ -152,7 +159,7 @@ def _executor(
             signal_delay_s=options.signal_delay,
         )
         return executor
-    executor = _slurm_executor()(folder, max_num_timeout=MAX_REQUEUES, python=shlex.join(_python()))
+    executor = _slurm_executor()(folder, max_num_timeout=MAX_REQUEUES, python=shlex.join(_slurm_python()))
     executor.update_parameters(job_name=name, **_slurm_parameters(options, parallelism=parallelism, after=after))
     return executor
 
@@ -196,7 +203,7 @@ def _slurm_parameters(options: argparse.Namespace, *, parallelism: int | None, a
         "ntasks_per_node": options.tasks_per_node,
         "time": options.timeout,
         "signal_delay_s": options.signal_delay,
-        "setup": options.setup or None,
+        "setup": [*RESIZED, *options.setup],
         "array_parallelism": parallelism,
         "dependency": f"afterany:{after}" if after else None,
         # From SLURM 22.05 on srun does not take the number of cores over from the job: a process would have one.
@@ -256,6 +263,15 @@ def _python() -> list[str]:
     ]
     path = [f"PYTHONPATH={os.pathsep.join(told)}"] if told else []
     return ["env", *path, sys.executable]
+
+
+def _slurm_python() -> list[str]:
+    """The same in a job, where the warning of its end is ignored until the program takes it.
+
+    It would kill a process that is just starting, and the job would have failed. Ignored, it comes again as SIGTERM.
+    """
+    name = warning_signal().name.removeprefix("SIG")
+    return ["bash", "-c", f'trap "" {name}; exec "$@"', "bash", *_python()]
 
 
 def _local_python(setup: Sequence[str]) -> str:

@@ -95,7 +95,7 @@ class SubmittedTask(ABC):
             return self._stopped_by != signal.SIGTERM  # somebody ended the processes on this machine
         from dinov2.distributed.launch import find_launch
 
-        command = ["scontrol", "--oneliner", "show", "job", job.raw_job_id]
+        command = ["scontrol", "--oneliner", "show", "job", job.job_id]
         said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
         facts = dict(re.findall(r"\b(JobState|Restarts)=(\S+)", said))
         if facts == {"JobState": "RUNNING", "Restarts": str(find_launch().restarts)}:

@@ -114,11 +114,11 @@ def sole_owner(output_dir: Path, *, job: str = "", attempt: int = 0) -> Iterator
         lock.truncate(0)
         lock.write(_as_text(claim))
         lock.flush()
-        _claims[output_dir.resolve()] = claim
+        _claims[output_dir.absolute()] = claim
         try:
             yield
         finally:
-            _claims.pop(output_dir.resolve(), None)
+            _claims.pop(output_dir.absolute(), None)
             # Closing the file is not enough while a loader worker still has it open.
             fcntl.flock(lock, fcntl.LOCK_UN)
 
@@ -128,7 +128,7 @@ def expect_ownership(output_dir: Path) -> None:
 
     To be called before anything is written there under its final name; costs the reading of one small file.
     """
-    mine = _claims.get(output_dir.resolve())
+    mine = _claims.get(output_dir.absolute())
     if mine is None:
         return
     try:

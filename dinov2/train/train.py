@@ -143,7 +143,7 @@ def _steps(
     period = cfg.train.checkpoint_period_iterations or 3 * cfg.train.OFFICIAL_EPOCH_LENGTH
     eval_period = cfg.evaluation.eval_period_iterations
     read_every = cfg.train.read_losses_every
-    last = trainer.max_iteration - 1
+    last, stopping = trainer.max_iteration - 1, 0
 
     def record_read() -> None:
         for iteration, values in trainer.take_values():
@@ -155,7 +155,7 @@ def _steps(
         record_read()
 
     def save_when_due(iteration: int) -> None:
-        is_last, stopping = iteration == last, _asked_to_stop(stop, checkpointer.folder.parent)
+        is_last = iteration == last
         if (iteration + 1) % period == 0 or is_last or stopping:
             read_all()
             checkpointer.save(trainer.state(iteration, meters=log.metrics.state()), iteration=iteration)
@@ -171,6 +171,8 @@ def _steps(
         log.start(step_batches)
         trainer.train_step(step_batches, iteration, read=iteration % read_every == 0 or log.is_due(iteration))
         record_read()
+        # Before the step's line is written, too: a start that a later one has superseded writes none.
+        stopping = _asked_to_stop(stop, checkpointer.folder.parent)
         if eval_period > 0 and ((iteration + 1) % eval_period == 0 or iteration == last):
             read_all()
             do_test(cfg, trainer.model, f"training_{iteration}")

@@ -34,7 +34,7 @@ class WatchedTrainer(Trainer):
     results: Path
     samples: dict[int, list[int]]
 
-    def train_step(self, batches: Sequence[Any], iteration: int) -> dict[str, float] | None:
+    def train_step(self, batches: Sequence[Any], iteration: int, *, read: bool = True) -> None:
         self.samples[iteration] = [int(i) for batch in batches for i in batch["sample_indices"]]
         here = [distributed.get_global_rank(), iteration]
         events = [event for event, place in self.job.get("at", {}).items() if place == here]
@@ -46,7 +46,7 @@ class WatchedTrainer(Trainer):
             resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, resource.RLIM_INFINITY))
         if "nan" in events:
             self._break_koleo()
-        return super().train_step(batches, iteration)
+        super().train_step(batches, iteration, read=read)
 
     def _break_koleo(self) -> None:
         compute = self.model.forward_backward

@@ -112,13 +112,9 @@ class Cluster:
         """A node that was lost comes back, empty."""
         self._tell(f"start {node}")
 
-    def freeze(self, node: str) -> None:
-        """The node and everything that runs on it stand still, and say nothing to anybody."""
-        self._tell(f"freeze {node}")
-
-    def thaw(self, node: str) -> None:
-        """A node that stood still goes on where it was, with everything on it."""
-        self._tell(f"thaw {node}")
+    def kill_slurmd(self, node: str) -> None:
+        """SLURM's own processes on a node are gone. Those that they have started live on, with nobody to end them."""
+        self._tell(f"orphan {node}")
 
     def end_of_logs(self, n_lines: int = 30) -> str:
         """What slurmctld and every slurmd said last."""
@@ -201,19 +197,24 @@ def serve(root: Path) -> None:
 
 
 def be_node(name: str) -> None:
-    """The first process of a node: runs slurmd, passes signals on to all processes of the node, reaps those without parents."""
+    """The first process of a node: runs slurmd, reaps processes without parents; a line on its input kills SLURM's own ones."""
     socket.sethostname(name)
     null = subprocess.DEVNULL
-    daemon = subprocess.Popen(["slurmd", "-D", "-N", name], stdin=null, stdout=null, stderr=null)
-    threading.Thread(target=_pass_signals_on, daemon=True).start()
-    while os.wait()[0] != daemon.pid:
-        pass
+    subprocess.Popen(["slurmd", "-D", "-N", name], stdin=null, stdout=null, stderr=null)
+    threading.Thread(target=_kill_slurm_on_order, daemon=True).start()
+    while True:
+        try:
+            os.wait()
+        except ChildProcessError:  # nothing is left
+            return
 
 
-def _pass_signals_on() -> None:
-    """Numbers of signals, one a line on the standard input, go to every process of the node but this one."""
-    for line in sys.stdin:
-        os.kill(-1, int(line))
+def _kill_slurm_on_order() -> None:
+    """Also the `slurmstepd` processes, which would end what they have started as soon as slurmctld can be heard again."""
+    for _ in sys.stdin:
+        for name in Path("/proc").glob("[0-9]*/comm"):
+            if name.read_text().startswith("slurm"):
+                os.kill(int(name.parent.name), signal.SIGKILL)
 
 
 def run(command: Sequence[str]) -> int:
@@ -265,10 +266,10 @@ def _write_settings(root: Path, ports: Sequence[int]) -> None:
 
 
 def _obey(verb: str, name: str, nodes: dict[str, subprocess.Popen[str]]) -> None:
-    if verb in ("freeze", "thaw"):
+    if verb == "orphan":
         orders = nodes[name].stdin
         assert orders is not None
-        orders.write(f"{int(signal.SIGSTOP if verb == 'freeze' else signal.SIGCONT)}\n")
+        orders.write("\n")
         orders.flush()
         return
     nodes[name].kill()

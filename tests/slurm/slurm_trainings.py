@@ -1,4 +1,4 @@
-"""Trainings of four processes on two nodes, submitted by the launcher and disturbed by the tests, and what they end with."""
+"""Trainings on two nodes, submitted by the launcher and disturbed by the tests, and what they end with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,8 @@ OPTIONS = (
     "train.num_workers=1",
     f"evaluation.eval_period_iterations={N_STEPS}",
 )
-ALONE = ("--nodes", "1", "--ngpus", "1")
+ALONE = ("--nodes", "1")
+TWO_BY_TWO = ("--ngpus", "2")
 SAVE_OFTEN = "train.checkpoint_period_iterations=3"
 SAVE_AT_THE_END = "train.checkpoint_period_iterations=1000"
 """What is saved before that is saved because of a signal."""
@@ -65,11 +66,12 @@ class SlurmTraining:
 def start_training(
     out: Path, data: Path, *options: str, step_s: float = SLOW_STEP_S, submission: Sequence[str] = ()
 ) -> SlurmTraining:
-    """Submit one: two nodes with two processes each, unless `submission` says otherwise."""
+    """Submit one: two nodes with a process each, unless `submission` says otherwise."""
     config, pace = out.with_suffix(".yaml"), set_pace(out, step_s=step_s)
     config.write_text(TINY)
     run = Run(config, data, out, (*OPTIONS, f"augmentation.pace={pace}", *options))
-    return SlurmTraining(run, submit(TRAIN, *submission, *run.arguments()))
+    # Whole nodes: what is done to those of one training must not happen to another's.
+    return SlurmTraining(run, submit(TRAIN, "--slurm", "exclusive", *submission, *run.arguments()))
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Scene:
             return path if path.is_dir() else make_intake(path, n_studies=40)
 
     def undisturbed(self, submission: Sequence[str] = ()) -> SlurmTraining:
-        """A training that nothing happened to; the first to ask waits for it."""
+        """A training that nothing happened to, with as many processes; the first to ask waits for it."""
         out = self.folder / "".join(("undisturbed", *submission))
         job = out.with_suffix(".job")
         with FileLock(f"{job}.lock"):

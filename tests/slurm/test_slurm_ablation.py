@@ -17,8 +17,8 @@ name: small
 question: Do both ways end with one table?
 base: tiny.yaml
 options: {optim.epochs: 2, train.OFFICIAL_EPOCH_LENGTH: 6, evaluation.eval_period_iterations: 12}
-axes: {routing: {single_view: {routing.name: same_image}, multi_view: {routing.name: vet_dino}}}
-baseline: {routing: single_view}
+axes: {rate: {usual: {}, high: {optim.base_lr: 0.1}}}
+baseline: {rate: usual}
 seeds: [0, 1]
 evaluation: suite.yaml
 metrics: [knn/study/all/macro_auroc]
@@ -51,7 +51,8 @@ def test_an_ablation_that_loses_a_node_and_its_submitter_ends_with_the_table_of_
     small = ("--site", SITE, "--nodes", "1", "--ngpus", "0", "--tasks-per-node", "1")
     on_slurm = [*ablate, *small, "--cluster", "slurm", "--wait", "--out", tmp_path / "slurm"]
     with subprocess.Popen(on_slurm, env=job_environment()) as submitter:
-        wait_until(lambda: bool(jobs_at_work(tmp_path / "slurm")), "a cell to train")
+        wait_until(lambda: bool(jobs_at_work(tmp_path / "slurm")) or submitter.poll() is not None, "a cell to train")
+        assert submitter.poll() is None
         submitter.kill()
     hit = jobs_at_work(tmp_path / "slurm")[0]
     (lost,) = nodes_of(hit)

@@ -51,12 +51,15 @@ def cell_hash(
     config: DictConfig,
     *,
     processes: int,
-    suite: SuiteConfig,
+    suite: SuiteConfig | None,
     data: str,
     code: str,
     values: Mapping[str, str],
 ) -> str:
-    """SHA-256 of a cell, 64 hexadecimal digits. data, code: hashes of both; values: of the placeholders."""
+    """SHA-256 of a cell, 64 hexadecimal digits. data, code: hashes of both; values: of the placeholders.
+
+    suite None: of its training alone, which cells share that are judged in different ways.
+    """
     plain: Any = OmegaConf.to_container(config)
     for key in NO_NUMBER_DEPENDS_ON:
         section, _, name = key.partition(".")
@@ -64,7 +67,7 @@ def cell_hash(
     identity = {
         "config": _by_content(plain, values),
         "processes": processes,
-        "suite": asdict(suite),
+        "suite": None if suite is None else asdict(suite),
         "data": data,
         "code": code,
     }

@@ -27,7 +27,7 @@ from vet_extensions.ablation.configuration import DATA, fill, filled_options, re
 from vet_extensions.ablation.identity import cell_hash, code_hash
 from vet_extensions.ablation.plan import Plan, copy_plan, read_plan
 from vet_extensions.errors import UserError
-from vet_extensions.manifest.io import Manifest
+from vet_extensions.evaluation.probes import open_archive
 
 PLAN_FILE = "plan.yaml"
 
@@ -47,10 +47,10 @@ def prepare(plan: Plan, *, data: Path, processes: int, values: Mapping[str, str]
     """Every cell of a plan, in its order.
 
     data: the intake folder; processes: that train one cell together; values: of the plan's placeholders. Raises `UserError` for
-    options that cannot be, and for two cells that would be the same run.
+    options that cannot be, for data that nothing can be judged with, and for two cells that would be the same run.
     """
     values = {**values, DATA: str(data.resolve())}
-    suite, content = plan.suite(), Manifest.open(data).content_hash
+    suite, content = plan.suite(), open_archive(data).content_hash  # refused now, if there is nothing to judge with
     prepared: dict[str, Prepared] = {}
     codes: dict[tuple[str, ...], str] = {}
     configs = [(arms, resolve(plan, arms)) for arms in plan.combinations()]
@@ -62,7 +62,10 @@ def prepare(plan: Plan, *, data: Path, processes: int, values: Mapping[str, str]
             config.train.seed = seed
             plugins = tuple(config.plugins)
             code = codes.setdefault(plugins, code_hash(plugins))
-            digest = cell_hash(config, processes=processes, suite=suite, data=content, code=code, values=values)
+            digest, training = (
+                cell_hash(config, processes=processes, suite=judged, data=content, code=code, values=values)
+                for judged in (suite, None)
+            )
             steps = int(config.optim.epochs * config.train.OFFICIAL_EPOCH_LENGTH)
             cell = Cell(digest, arms, seed, processes, steps)
             if digest in prepared:
@@ -70,7 +73,7 @@ def prepare(plan: Plan, *, data: Path, processes: int, values: Mapping[str, str]
                     f"'{prepared[digest].cell.title}' and '{cell.title}' are the same run: their options come to the same "
                     "configuration. Give each arm an option that the others lack."
                 )
-            facts = {"plugins": plugins, "code": code, "data": content}
+            facts = {"plugins": plugins, "code": code, "data": content, "training": training}
             prepared[digest] = Prepared(cell, config, tuple(filled_options(config, values)), facts)
     return list(prepared.values())
 

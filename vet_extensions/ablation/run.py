@@ -20,8 +20,18 @@ from omegaconf import OmegaConf
 from dinov2 import distributed
 from dinov2.run.train.train import Trainer
 from dinov2.utils.device import cpu_threads, resolve_device
-from dinov2.utils.stop import StopRequested
-from vet_extensions.ablation.cells import CELL_FILE, CELLS_FOLDER, CONFIG_FILE, EVALUATION_FOLDER, SUITE_FILE, read_json
+from dinov2.utils.stop import StopRequested, SupersededError
+from vet_extensions.ablation.cells import (
+    CELL_FILE,
+    CELLS_FOLDER,
+    CONFIG_FILE,
+    DONE,
+    EVALUATION_FOLDER,
+    STATE_FILE,
+    SUITE_FILE,
+    read_json,
+    write_json,
+)
 from vet_extensions.ablation.identity import code_hash
 from vet_extensions.ablation.liveness import owner_process
 from vet_extensions.ablation.state import TAIL_LINES, Attempt, take
@@ -31,6 +41,8 @@ from vet_extensions.evaluation.results import RESULTS_FILE
 logger = logging.getLogger("vet_extensions")
 
 LOG_FILE = "log.txt"
+ADOPTED_FILE = "run/adopted.json"
+"""Says from which cell a training was taken over, and what that one cost in device-seconds."""
 STOPPED = 130
 
 
@@ -93,13 +105,38 @@ class CellTask(Trainer):
                 return
             processes, is_main = distributed.get_global_size(), distributed.is_main_process()
             _check(read_json(place / CELL_FILE), processes)
-            super()._main(args)
+            distributed.on_main(lambda: adopt_training(place))
+            if not distributed.broadcast_object((place / ADOPTED_FILE).is_file()):
+                super()._main(args)
         if is_main:
+            if not self._attempt.is_current():
+                raise SupersededError(f"a later start has taken over the cell {place.name}")
             device = _evaluate(place, Path(args.data))
-            if self._attempt.finish(processes=processes, device=device):
+            earlier = read_json(place / ADOPTED_FILE).get("cost", 0.0)
+            if self._attempt.finish(processes=processes, device=device, earlier=earlier):
                 # What a cell that is never run again does not need: the full state of its training, embeddings.
                 shutil.rmtree(place / "run" / "checkpoints", ignore_errors=True)
                 shutil.rmtree(place / EVALUATION_FOLDER / "features", ignore_errors=True)
+
+
+def adopt_training(place: Path) -> None:
+    """Take over the trained network of a done cell that differs in nothing but how it is judged, if there is one.
+
+    A plan that gets another metric thus costs its evaluations alone.
+    """
+    training = read_json(place / CELL_FILE).get("training")
+    if (place / "run").exists() or training is None:
+        return
+    for other in sorted(place.parent.iterdir()):
+        state = read_json(other / STATE_FILE)
+        if state.get("state") == DONE and read_json(other / CELL_FILE).get("training") == training:
+            partial = place / ".run.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(other / "run", partial, ignore=shutil.ignore_patterns("checkpoints"))
+            write_json(partial / Path(ADOPTED_FILE).name, {"from": other.name, "cost": state["cost"]})
+            partial.rename(place / "run")
+            logger.info("the training of cell %s is the same and was taken over", other.name)
+            return
 
 
 def _check(facts: dict[str, Any], processes: int) -> None:

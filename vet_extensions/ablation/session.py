@@ -4,7 +4,6 @@ The verb is `vet_extensions.commands.ablate`; nothing here prints.
 """
 
 import argparse
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +23,6 @@ from vet_extensions.ablation.state import release
 from vet_extensions.ablation.status import CellStatus, is_at_work, look, steps_of
 from vet_extensions.ablation.submissions import complete_records, describe_cells, submit_cells
 from vet_extensions.errors import UserError
-
-logger = logging.getLogger("vet_extensions")
 
 WAIT_POLL_S = 5
 OnProgress = Callable[[int, int], None]
@@ -63,17 +60,17 @@ class Session:
         cells = prepare(plan, data=data, processes=number_of_processes(args), values=values)
         return cls(plan_file, plan, cells, folder, data, args, jobs, retry)
 
-    def statuses(self) -> list[CellStatus]:
+    def statuses(self, queue: Queue | None = None) -> list[CellStatus]:
         """How far the cells are."""
-        return look(self.folder, cells=[one.cell for one in self.cells])
+        return look(self.folder, cells=[one.cell for one in self.cells], queue=queue)
 
     def plan_in_words(self) -> Iterator[str]:
         """What there is to do, before it is done."""
         return plan_in_words(self.plan, self.cells, self.statuses(), folder=self.folder, retry=self.retry)
 
-    def missing(self) -> list[Prepared]:
+    def missing(self, queue: Queue | None = None) -> list[Prepared]:
         """The cells that a start would begin or go on with."""
-        names = {status.cell.name for status in to_run(self.statuses(), retry=self.retry)}
+        names = {status.cell.name for status in to_run(self.statuses(queue), retry=self.retry)}
         return [one for one in self.cells if one.cell.name in names]
 
     def script(self) -> str:
@@ -83,23 +80,31 @@ class Session:
             return "Nothing would be submitted."
         return describe_cells(self.folder, cells, name=self.plan.name, data=self.data, args=self.args, jobs=self.jobs)
 
-    def start(self, *, on_progress: OnProgress) -> str | None:
-        """Start what is missing. On SLURM: submit, and return the array's number (None for nothing); else run until all ended.
+    def submit(self) -> str | None:
+        """Submit what is missing to SLURM; returns the array's number, None where nothing was missing.
 
         Raises `UserError` where SLURM does not tell its queue: cells might be there that would be submitted twice.
         """
-        write_folder(self.folder, self.plan_file, self.cells)
-        cells = self.missing()
-        for one in cells:
-            release(cell_folder(self.folder, one.cell))
-        if self.args.cluster == "slurm":
-            return self._submit(cells)
-        if self.args.cluster == "debug":
-            for one in cells:
-                cell_task(self.folder, one.cell.name, data=self.data, options=one.options).run_here()
-        else:
+        queue = Queue.ask()
+        if not queue.is_known:
+            raise UserError(
+                "SLURM does not tell its queue (squeue fails), so that cells might be submitted twice. Try again, or "
+                "run them on this machine with --cluster local."
+            )
+        cells = self._begin(queue)
+        complete_records(self.folder, queue, self.args)
+        if not cells:
+            return None
+        return submit_cells(self.folder, cells, name=self.plan.name, data=self.data, args=self.args, jobs=self.jobs)
+
+    def run_here(self, *, on_progress: OnProgress) -> None:
+        """Run what is missing on this machine, until nobody works on a cell any more."""
+        cells = self._begin()
+        if self.args.cluster != "debug":
             run_local(self.folder, cells, data=self.data, jobs=self.jobs, on_progress=on_progress)
-        return None
+            return
+        for one in cells:
+            cell_task(self.folder, one.cell.name, data=self.data, options=one.options).run_here()
 
     def wait(self, *, on_progress: OnProgress) -> None:
         """Wait until nobody works on a cell any more."""
@@ -116,13 +121,9 @@ class Session:
         statuses = self.statuses()
         return write_table(self.folder), all(status.state == DONE for status in statuses)
 
-    def _submit(self, cells: Sequence[Prepared]) -> str | None:
-        queue = Queue.ask()
-        if not queue.is_known:
-            raise UserError(
-                "SLURM does not tell its queue (squeue fails), so that cells might be submitted twice. Try again."
-            )
-        complete_records(self.folder, queue, self.args)
-        if not cells:
-            return None
-        return submit_cells(self.folder, cells, name=self.plan.name, data=self.data, args=self.args, jobs=self.jobs)
+    def _begin(self, queue: Queue | None = None) -> list[Prepared]:
+        write_folder(self.folder, self.plan_file, self.cells)
+        cells = self.missing(queue)
+        for one in cells:
+            release(cell_folder(self.folder, one.cell))
+        return cells

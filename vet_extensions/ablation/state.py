@@ -35,9 +35,12 @@ class Attempt:
     since: float
     spent: float
 
-    def finish(self, *, processes: int, device: str) -> bool:
-        """Say that the cell is done, and what it cost; False for a superseded attempt."""
-        return self._publish(state=DONE, why="", cost=self._seconds() * processes, device=device)
+    def finish(self, *, processes: int, device: str, earlier: float = 0.0) -> bool:
+        """Say that the cell is done, and what it cost; False for a superseded attempt.
+
+        earlier: device-seconds of what was taken over from another cell.
+        """
+        return self._publish(state=DONE, why="", cost=earlier + self._seconds() * processes, device=device)
 
     def fail(self, why: str) -> bool:
         """Say why it failed; of several processes of the attempt the first one is heard."""
@@ -138,10 +141,10 @@ def steps_done(place: Path) -> int:
 
 
 def tail(log: Path, n_lines: int = TAIL_LINES) -> str:
-    """The last lines of a log that say something."""
-    if not log.is_file():
-        return "(there is no log)"
-    return "\n".join([line for line in _last_lines(log) if line.strip()][-n_lines:])
+    """The last lines of a log that say something; of a job's errors, after the last of its output beside it."""
+    logs = [log.with_suffix(".out"), log] if log.suffix == ".err" else [log]
+    lines = [line for path in logs for line in _last_lines(path) if line.strip()]
+    return "\n".join(lines[-n_lines:]) or "(there is no log)"
 
 
 def _last_lines(path: Path) -> list[str]:

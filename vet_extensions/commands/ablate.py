@@ -91,15 +91,20 @@ def _is_wanted(session: "Session", args: argparse.Namespace) -> bool:
 def _run(session: "Session", args: argparse.Namespace, say: Callable[[str], None]) -> None:
     from vet_extensions.ablation.status import in_words, steps_of
 
+    if session.args.cluster == "slurm":
+        job = session.submit()
+        if job is not None:
+            say(
+                f"Submitted as job {job}; a job after it writes the table. How far it is: the same command with --status"
+            )
+        if session.is_at_work() and not args.wait:
+            return
     with Progress("ablation", unit="steps") as progress:
         progress.skip(steps_of(session.statuses())[0])
-        job = session.start(on_progress=progress)
-        if session.args.cluster == "slurm" and args.wait:
+        if session.args.cluster == "slurm":
             session.wait(on_progress=progress)
-    if job is not None:
-        say(f"Submitted as job {job}; a job after it writes the table. How far it is: the same command with --status")
-    if session.args.cluster == "slurm" and not args.wait and session.is_at_work():
-        return
+        else:
+            session.run_here(on_progress=progress)
     page, is_complete = session.finish()
     say("\n".join(in_words(session.statuses())))
     say(f"The table: {page} to open in a browser; as text and for programs beside it.")

@@ -42,7 +42,7 @@ def launch_training(folder: Path, *options: str, n_processes: int = 1) -> subpro
         "--cluster",
         "local",
         "--ngpus",
-        "1",
+        str(n_processes),
     ]
     command += ["--config-file", "config.yaml", "--output-dir", "out/%j", *options]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
@@ -53,7 +53,7 @@ def launch_training(folder: Path, *options: str, n_processes: int = 1) -> subpro
 def test_a_local_job_trains_and_leaves_a_teacher(n_processes, tmp_path):
     images = tmp_path / "images" / "only"
     images.mkdir(parents=True)
-    for i in range(4):
+    for i in range(8):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(
             images / f"{i}.png"
         )

@@ -57,6 +57,11 @@ def test_values_of_a_site_file_stay_as_they_are_written():
     assert args.slurm == {"begin": "16:00", "exclusive": True, "nice": "5"}
 
 
+def test_a_flag_of_the_site_is_switched_off_on_the_command_line():
+    args = resolve("--slurm", "exclusive=false", text="slurm: {exclusive: true}\n")
+    assert args.slurm == {"exclusive": False}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -121,6 +126,12 @@ def test_the_world_is_nodes_times_processes_a_node():
         ["--cluster", "slurm", "--dry-run", "--nodes", "3", "--ngpus", "0", "--tasks-per-node", "4"]
     )
     assert number_of_processes(args) == 12
+
+
+def test_a_job_that_would_be_warned_as_it_starts_is_refused():
+    with pytest.raises(UserError, match="--signal-delay 120 seconds before a --timeout of 2 minutes"):
+        resolve("--timeout", "2")
+    assert resolve("--timeout", "2", "--signal-delay", "60").signal_delay == 60
 
 
 @pytest.mark.parametrize("cluster", ["local", "debug"])

@@ -141,6 +141,22 @@ def test_a_job_sees_the_folders_of_modules_that_the_submitting_process_sees(slur
     assert str(plugins) in slurm.read_text()
 
 
+def test_a_submission_from_within_a_job_takes_over_what_is_the_clusters_and_nothing_of_the_job(
+    slurm, tmp_path, monkeypatch
+):
+    seen = tmp_path / "seen"
+    make_program(slurm.parent / "programs", "sbatch", f"#!/bin/sh\nenv > '{seen}'\necho Submitted batch job 1\n")
+    of_the_cluster = {"SLURM_CONF": "slurm.conf", "SUBMITIT_PREEMPT_SIGNAL": "USR2"}
+    of_the_job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "RANK": "3", "WORLD_SIZE": "4", "SBATCH_PARTITION": "gpu"}
+    for name, value in (of_the_cluster | of_the_job).items():
+        monkeypatch.setenv(name, value)
+    submit_jobs(Trainer, parse("--output-dir", str(tmp_path / "run")), "dinov2:train")
+    variables = dict(line.split("=", 1) for line in seen.read_text().splitlines() if "=" in line)
+    assert of_the_cluster.items() <= variables.items()
+    assert not of_the_job.keys() & variables.keys()
+    assert os.environ["RANK"] == "3"
+
+
 def test_without_an_output_folder_the_runs_lie_in_the_current_one(slurm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     submit_jobs(Trainer, parse(), "dinov2:train")

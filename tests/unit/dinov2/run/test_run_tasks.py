@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dinov2.run import site
+from dinov2.run import site, submit
 from dinov2.run.submit import describe_submission, get_args_parser, submit_tasks
 from dinov2.run.task import SubmittedTask
 from dinov2.run.train.train import main as main_train
@@ -137,3 +137,50 @@ def test_gpus_that_the_user_chose_are_the_jobs(tmp_path, monkeypatch):
         notes(tmp_path, 1, variable="CUDA_VISIBLE_DEVICES"), args, name="notes", folder=tmp_path / "jobs"
     )
     assert job.result() == "0 beside 0 with 4,5"
+
+
+class Running:
+    """A job on this machine that ends when it has been asked a few times whether it has."""
+
+    def __init__(self, n_questions: int) -> None:
+        self.n_questions = n_questions
+        self.is_cancelled = False
+
+    def done(self) -> bool:
+        self.n_questions -= 1
+        return self.n_questions < 0
+
+    def wait(self) -> None:
+        if self.n_questions > 100:
+            raise KeyboardInterrupt
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+def start_here(monkeypatch: pytest.MonkeyPatch, folder: Path, jobs: list[Running]) -> list[int]:
+    """Run jobs on this machine, two at a time; returns how many ran when each one was started, itself among them."""
+    started: list[Running] = []
+    running = []
+
+    def start(_executor: object, _tasks: object) -> list[Running]:
+        started.append(jobs[len(started)])
+        running.append(sum(job.n_questions >= 0 for job in started))
+        return started[-1:]
+
+    monkeypatch.setattr(submit, "_submit", start)
+    monkeypatch.setattr(submit, "POLL_S", 0)
+    args = parse("--cluster", "local")
+    submit_tasks(notes(folder, len(jobs)), args, name="notes", folder=folder / "jobs", parallelism=2)
+    return running
+
+
+def test_here_no_more_jobs_run_at_a_time_than_are_allowed(tmp_path, monkeypatch):
+    assert start_here(monkeypatch, tmp_path, [Running(n) for n in (9, 3, 5, 2)]) == [1, 2, 2, 2]
+
+
+def test_an_interrupt_ends_the_jobs_that_run_here(tmp_path, monkeypatch):
+    jobs = [Running(200), Running(0)]
+    with pytest.raises(KeyboardInterrupt):
+        start_here(monkeypatch, tmp_path, jobs)
+    assert [job.is_cancelled for job in jobs] == [True, False]

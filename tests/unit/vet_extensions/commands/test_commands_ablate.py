@@ -20,7 +20,7 @@ HERE = ("--cluster", "local", "--ngpus", "0")
 def ablate(tmp_path, monkeypatch):
     """Give a command line of `ablate` with a plan, data and a folder; returns what it said."""
     monkeypatch.setattr(Queue, "ask", lambda: Queue({}))
-    data = make_intake(tmp_path / "studies")
+    data = make_intake(tmp_path / "studies", split=None, findings=("effusion",))
 
     def give(*options, **changes):
         plan = write_plan(tmp_path / "plans", **changes)
@@ -151,3 +151,13 @@ def test_hours_are_told_once_a_cell_was_measured(ablate, tmp_path, runs):
     state.write_text(json.dumps(json.loads(state.read_text()) | {"state": "done", "cost": 3600.0, "device": "cpu"}))
     told = ablate("--plan", "--retry", *HERE)
     assert "7.00 CPU-hours for the cells to start (measured on 1 done cells)" in told.output
+
+
+def test_data_that_nothing_can_be_judged_with_is_refused_before_anything_is_written(tmp_path):
+    data, plan = make_intake(tmp_path / "unlabelled"), write_plan(tmp_path / "plans")
+    said = CliRunner().invoke(
+        cli.app, ["ablate", str(plan), "--data", str(data), "--out", str(tmp_path / "out"), *HERE]
+    )
+    assert said.exit_code == 2
+    assert "The manifest has no label columns" in said.output
+    assert not (tmp_path / "out").exists()
