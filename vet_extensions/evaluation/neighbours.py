@@ -13,6 +13,7 @@ Shape legend: n queries, m bank rows, D feature width, b queries of a block, g g
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -30,8 +31,8 @@ _BANK_ROWS = 131_072
 _GROUP = 32
 _CACHED_GROUPS = 8
 """Groups that are rounded at once: they stay in cache."""
-_LEAST_ROWS = 16_384
-"""Bank rows from which the 8-bit search is worth its preparation."""
+_LEAST_ROWS, _LEAST_WIDTH, _LEAST_QUERIES = 16_384, 192, 256
+"""Bank rows, feature width and queries from which the 8-bit search is worth its preparation."""
 _DEVIATIONS = 6.0
 _LARGEST = 127
 
@@ -62,16 +63,14 @@ class NeighbourSearch:
         """
         self._bank = _unit(bank)
         self._query_rows, self._bank_rows = query_rows, -(-bank_rows // _GROUP) * _GROUP
-        if in_8_bit is None:
-            in_8_bit = len(self._bank) >= _LEAST_ROWS and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-        self._coarse = _CoarseBank.of(self._bank) if in_8_bit else None
+        self._in_8_bit = in_8_bit
 
     def blocks(self, queries: NDArray[np.floating] | Tensor, *, k: int) -> Iterator[NeighbourBlock]:
         """The k nearest of queries [n, D], a block of queries at a time."""
         if not 1 <= k <= len(self._bank):
             raise UserError(f"k must lie between 1 and the {len(self._bank)} images of the bank, got {k}.")
         unit = _unit(queries)
-        coarse = self._coarse if self._coarse is not None and k <= len(self._coarse.steps) // 4 else None
+        coarse = self._coarse if self._is_worth_8_bits(len(unit), k=k) else None
         room = torch.empty(0 if coarse is None else self._pairs_at_once(len(unit)), dtype=torch.int32)
         for start in range(0, len(unit), self._query_rows):
             part = unit[start : start + self._query_rows]
@@ -85,6 +84,19 @@ class NeighbourSearch:
         for block in self.blocks(queries, k=k):
             similarity[block.queries], rows[block.queries] = block.similarity, block.rows
         return similarity, rows
+
+    @cached_property
+    def _coarse(self) -> "_CoarseBank":
+        return _CoarseBank.of(self._bank)
+
+    def _is_worth_8_bits(self, n_queries: int, *, k: int) -> bool:
+        n_rows, width = self._bank.shape
+        if 4 * k > n_rows // _GROUP:  # too many of the groups would be candidates
+            return False
+        if self._in_8_bit is not None:
+            return self._in_8_bit
+        is_large = n_rows >= _LEAST_ROWS and width >= _LEAST_WIDTH and n_queries >= _LEAST_QUERIES
+        return is_large and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
     def _pairs_at_once(self, n_queries: int) -> int:
         n_rows = -(-len(self._bank) // _GROUP) * _GROUP
