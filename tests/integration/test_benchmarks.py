@@ -63,7 +63,7 @@ def test_the_k_nearest_neighbours() -> None:
     assert printed.count("\n| official module |") == 4
     assert printed.count("\n| 8 bits, compared again in float32 |") == 4
     assert "| official neighbours found |" in printed
-    assert "\n| aten::_int_mm |" in printed
+    assert printed.count(": operator | share of the time |") == 2
 
 
 @pytest.mark.slow
