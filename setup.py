@@ -39,7 +39,7 @@ CORE = [
 EXTRAS = {
     "xformers": ["xformers>=0.0.30"],
     "hf": ["transformers>=4.50"],
-    "timm": ["timm>=1.0"],
+    "timm": ["timm>=1.0", "torchvision"],
     "peft": ["peft>=0.15"],
     "seg": ["monai>=1.4"],
     "volumes": ["nibabel>=5.2", "h5py>=3.11"],
@@ -56,7 +56,7 @@ EXTRAS = {
         "import-linter>=2.1",
         # The tests of DICOMweb, for which CI also installs an Orthanc server.
         "dicomweb-client>=0.60",
-        # Optional packages of the evaluation: without them its tests of LoRA, volumes, segmentation and foreign backbones are skipped.
+        # Optional packages of the evaluation: without them its tests of LoRA, volumes, segmentation and others' networks are skipped.
         # Not timm: beside a CPU build of torch it wants a torchvision that is not to be had.
         "peft>=0.15",
         "transformers>=4.50",

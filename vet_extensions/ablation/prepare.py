@@ -27,7 +27,7 @@ from vet_extensions.ablation.configuration import DATA, fill, filled_options, re
 from vet_extensions.ablation.identity import cell_hash, code_hash
 from vet_extensions.ablation.plan import Plan, copy_plan, read_plan
 from vet_extensions.errors import UserError
-from vet_extensions.evaluation.probes import open_archive
+from vet_extensions.evaluation.cohort import open_archive
 
 PLAN_FILE = "plan.yaml"
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from vet_extensions.ablation.cells import DONE, CellResult
 from vet_extensions.ablation.plan import FULL, Arms, Plan
 from vet_extensions.ablation.table import BASELINE, BETTER, CONTROL, WORSE, AblationTable, Comparison, Cost, Row
+from vet_extensions.evaluation.results import PROTOCOL_NAMES
 
 NOTHING = "–"
 ALL_ARMS = "all"
-_PROTOCOLS = {"knn": "k-NN", "linear": "linear probe"}
 _METRICS = {"macro_auroc": "Macro AUROC", "macro_average_precision": "Macro average precision"}
 
 
@@ -37,7 +37,7 @@ def metric_title(metric: str) -> str:
     """`knn/study/gross/macro_auroc` in words."""
     protocol, level, group, name = metric.split("/")
     level = level.replace("_", " ")
-    return f"{_METRICS.get(name, name)}, {_PROTOCOLS.get(protocol, protocol)}, {level} level, {group} findings"
+    return f"{_METRICS.get(name, name)}, {PROTOCOL_NAMES.get(protocol, protocol)}, {level} level, {group} findings"
 
 
 def extent(table: AblationTable, metric: str) -> str:

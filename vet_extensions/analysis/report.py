@@ -75,7 +75,7 @@ class ReportInputs:
     environment: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     headline: Mapping[str, Any] = field(default_factory=lambda: {"group": "gross", "metric": "macro_auroc"})
-    controls: Sequence[str] = ("random_init", "raw_pixels", "cca", "cca_shuffled")
+    controls: Sequence[str] = ("random_init", "raw_pixels", "metadata", "shuffled_labels", "cca", "cca_shuffled")
     knn_control: float | None = None
     interval: str = "95 % bootstrap interval over patients"
     measured_on: str = "patients that neither pre-training nor the fitting of a probe has seen"

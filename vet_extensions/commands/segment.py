@@ -38,7 +38,11 @@ def segment(
         typer.Argument(metavar="BACKBONE", help="Run folders, checkpoints, hf:FOLDER ...", show_default=False),
     ],
     data: Annotated[
-        Path, typer.Option(help="Folder of images, masks, cases.csv and classes.json.", show_default=False)
+        str,
+        typer.Option(
+            help="Folder of images, masks, cases.csv and classes.json, or NAME:root=FOLDER:key=value.",
+            show_default=False,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for results and trained decoders.", show_default=False)],
     decoder: Annotated[
@@ -62,8 +66,8 @@ def segment(
     after a stop.
     """
     from dinov2.utils.device import resolve_device
+    from vet_extensions.evaluation.datasets.label_maps import open_segmentation
     from vet_extensions.evaluation.segmentation.run import run_segmentation
-    from vet_extensions.evaluation.segmentation.sets import open_mask_folder
     from vet_extensions.evaluation.segmentation.training import SegmentationConfig
 
     config = SegmentationConfig(
@@ -79,7 +83,7 @@ def segment(
     with Progress("segment", unit="epochs") as progress:
         rows = run_segmentation(
             backbones,
-            open_mask_folder(data),
+            open_segmentation(data),
             out,
             config,
             has_control=control,

@@ -15,7 +15,7 @@ from jinja2 import Environment
 from vet_extensions.evaluation.audit import AUDIT_FILE, CALIBRATION, SHORTCUT, SUBGROUP, AuditRow, read_audit
 from vet_extensions.evaluation.chance import SHUFFLED_LABELS
 from vet_extensions.evaluation.compare import SAME, Comparison, Difference, Standing, compare_evaluations
-from vet_extensions.evaluation.results import CONTROLS, RESULTS_FILE, Result, read_results
+from vet_extensions.evaluation.results import CONTROLS, PROTOCOL_NAMES, RESULTS_FILE, Result, read_results
 from vet_extensions.evaluation.statistics import Estimate
 
 PAGE = "leaderboard.html"
@@ -30,7 +30,6 @@ _METRICS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
 }
-_PROTOCOLS = {"knn": "k-NN", "linear": "linear probe"}
 _LEVELS = {
     "image": "Images",
     "lateral": "Lateral images",
@@ -279,7 +278,7 @@ def _level(level: str) -> str:
 
 
 def _protocol(protocol: str) -> str:
-    return _PROTOCOLS.get(protocol, protocol)
+    return PROTOCOL_NAMES.get(protocol, protocol)
 
 
 def _metric(metric: str) -> str:

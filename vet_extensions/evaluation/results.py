@@ -28,6 +28,23 @@ RESULTS_SCHEMA_VERSION = 1
 RESULTS_FILE = "results.jsonl"
 
 PROTOCOLS = ("knn", "linear", "ml_knn", "linear_grid", "few_shot", "label_share", "retrieval", *TUNED_PROTOCOLS)
+PROTOCOL_NAMES = {
+    "knn": "k-NN",
+    "linear": "linear probe",
+    "ml_knn": "ML-kNN",
+    "linear_grid": "grid of linear heads",
+    "few_shot": "few-shot",
+    "label_share": "share of the labels",
+    "finetune": "fine-tuned end to end",
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "bitfit": "BitFit",
+    "ia3": "IA3",
+    "vpt": "visual prompts",
+    "last_k": "last blocks tuned",
+    "norm": "norms tuned",
+}
+"""What pages call a protocol; the others go by their own names."""
 LEVELS = ("image", "lateral", "frontal", "cross_view", "study", "study_mean", "study_max")
 GROUPS = ("gross", "all")
 CONTROLS = ("random_init", "raw_pixels", "metadata", "shuffled_labels", "cca")

@@ -14,7 +14,23 @@ from vet_extensions import cli
 from vet_extensions.errors import UserError
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-VERBS = ("phantom", "intake", "merge", "submit", "check", "train", "evaluate", "ablate", "export", "demo", "version")
+VERBS = (
+    *(
+        "phantom",
+        "organs",
+        "intake",
+        "merge",
+        "submit",
+        "check",
+        "train",
+        "evaluate",
+        "compare",
+        "segment",
+        "embed",
+        "ablate",
+    ),
+    *("export", "demo", "version"),
+)
 
 
 class Calls(dict[str, Any]):
