@@ -56,7 +56,8 @@ EXTRAS = {
         "import-linter>=2.1",
         # The tests of DICOMweb, for which CI also installs an Orthanc server.
         "dicomweb-client>=0.60",
-        # Optional packages of the evaluation, whose tests are skipped without them (LoRA, volumes, segmentation, others' networks).
+        # Optional packages of the evaluation, whose tests are skipped without them: LoRA, volumes, segmentation, networks of
+        # others.
         # Not timm: beside a CPU build of torch it wants a torchvision that is not to be had.
         "peft>=0.15",
         "transformers>=4.50",

@@ -56,7 +56,7 @@ def open_timm(name: str, file: Path | None, *, is_pooled_only: bool) -> Backbone
 
 def _timm() -> Any:
     try:
-        import timm
+        import timm  # pyright: ignore[reportMissingImports] - optional, and not in the development set
     except (ImportError, RuntimeError) as error:  # a torchvision of another torch raises the second
         raise UserError(
             f"timm:NAME and cnn:NAME need the packages timm and torchvision, the latter of the same release as torch ({error}). "
