@@ -1,8 +1,7 @@
 """Data sets by name: `chexpert:root=FOLDER:labels=all` to `LabelledImages`. The suite calls `open_data`.
 
-Adapters register where they are defined; `import vet_extensions.evaluation.datasets` brings those of labels, and its module
-`label_maps` those of label maps, with the functions that open them. A script adds its own
-with `@DATA_SETS.register("name")`.
+Adapters register where they are defined; the module `labelled` brings those of labels, once a name is asked for, and `label_maps`
+those of label maps, with the functions that open them. A script adds its own with `@DATA_SETS.register("name")`.
 """
 
 import difflib
@@ -39,13 +38,22 @@ def open_data(what: str | Path) -> LabelledImages:
     Errors: UserError for an unknown name or key, and whatever the adapter refuses.
     """
     root = archive_root(what)
-    return open_named(DATA_SETS, str(what)) if root is None else open_archive(root)
+    return open_named(_adapters(), str(what)) if root is None else open_archive(root)
 
 
 def archive_root(what: str | Path) -> Path | None:
     """The intake folder that `open_data` opens; None where the text names a public data set, which has no manifest."""
+    if Path(what).is_dir():
+        return Path(what)
     name, *parts = KEY.split(str(what))
-    return Path(what) if Path(what).is_dir() or (not parts and name not in DATA_SETS) else None
+    return Path(what) if not parts and name not in _adapters() else None
+
+
+def _adapters() -> Registry[Adapter]:
+    """Loaded late: they bring the intake's sources along, which judging an intake folder has no use for."""
+    from vet_extensions.evaluation.datasets import labelled
+
+    return labelled.DATA_SETS
 
 
 def open_named(registry: Registry[Callable[..., T]], text: str, *, also: Iterable[str] = ()) -> T:
