@@ -9,11 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from omegaconf import OmegaConf
+from run_factory import write_run
 
-from dinov2.configs import dinov2_default_config
-from dinov2.models import build_model_from_cfg
 from vet_extensions.analysis.report import page_environment
 from vet_extensions.commands.compare import compare
 from vet_extensions.errors import UserError
@@ -71,28 +68,16 @@ def write_archive(root: Path) -> Path:
     return root
 
 
-def write_run(folder: Path, *, routing: str, dataset: str) -> Path:
-    student = {"arch": "vit_micro", "patch_size": 8}
-    changes = {"student": student, "crops": {"global_crops_size": 16}, "routing": {"name": routing}}
-    config = OmegaConf.merge(dinov2_default_config, {**changes, "train": {"dataset_path": dataset}})
-    torch.manual_seed(len(routing))
-    backbone, _ = build_model_from_cfg(config, only_teacher=True)
-    path = folder / "eval" / "training_9" / "teacher_checkpoint.pth"
-    path.parent.mkdir(parents=True)
-    torch.save({"teacher": {f"backbone.{k}": v for k, v in backbone.state_dict().items()}}, path)
-    OmegaConf.save(config, folder / "config.yaml")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path], list[Result]]:
     """(folder, runs, results): two arms pre-trained on the train split of the judged archive."""
     folder = tmp_path_factory.mktemp("honest")
     archive = write_archive(folder / "archive")
-    runs = [
-        write_run(folder / name, routing=name, dataset=f"VetStudies:root={archive}")
-        for name in ("same_image", "vet_dino")
-    ]
+    runs = [folder / name for name in ("same_image", "vet_dino")]
+    for number, run in enumerate(runs, start=2):  # with weights 1, five deals of one label fall on one side by luck
+        write_run(
+            run, weights_seed=number, routing={"name": run.name}, train={"dataset_path": f"VetStudies:root={archive}"}
+        )
     return folder, runs, run_suite(runs, archive, SUITE, folder / "out")
 
 
@@ -173,7 +158,8 @@ def test_a_model_that_saw_test_patients_stops_the_evaluation_and_is_marked_where
     evaluated: tuple, tmp_path: Path
 ) -> None:
     archive = evaluated[0] / "archive"
-    run = write_run(tmp_path / "run", routing="vet_dino", dataset=f"VetStudies:root={archive}:split=all")
+    run = tmp_path / "run"
+    write_run(run, routing={"name": "vet_dino"}, train={"dataset_path": f"VetStudies:root={archive}:split=all"})
     suite = replace(SUITE, levels=("image",), controls=())
     with pytest.raises(UserError, match="120"):
         run_suite([run], archive, suite, tmp_path / "out")

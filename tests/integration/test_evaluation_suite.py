@@ -7,11 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from omegaconf import OmegaConf
+from run_factory import write_run
 
-from dinov2.configs import dinov2_default_config
-from dinov2.models import build_model_from_cfg
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation import controls, store
 from vet_extensions.evaluation.results import Result, SuiteConfig, load_suite, read_results
@@ -57,32 +54,14 @@ def write_archive(root: Path, *, label_names: tuple[str, ...] = (*GROSS_FINDINGS
     return root
 
 
-def write_run(folder: Path, *, routing: str, seed: int, iterations: tuple[int, ...] = (9,)) -> Path:
-    """A run folder whose checkpoints hold weights drawn from (seed, iteration, routing)."""
-    student = {"arch": "vit_micro", "patch_size": 8}
-    changes = {
-        "student": student,
-        "crops": {"global_crops_size": 16},
-        "routing": {"name": routing},
-        "train": {"seed": seed},
-    }
-    config = OmegaConf.merge(dinov2_default_config, changes)
-    for iteration in iterations:
-        torch.manual_seed(1000 * seed + iteration + len(routing))
-        backbone, _ = build_model_from_cfg(config, only_teacher=True)
-        path = folder / "eval" / f"training_{iteration}" / "teacher_checkpoint.pth"
-        path.parent.mkdir(parents=True)
-        torch.save({"teacher": {f"backbone.{k}": v for k, v in backbone.state_dict().items()}}, path)
-    OmegaConf.save(config, folder / "config.yaml")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path], list[Result]]:
     """(folder, run folders, results) of two arms with one seed each."""
     folder = tmp_path_factory.mktemp("suite")
     archive = write_archive(folder / "archive")
-    runs = [write_run(folder / routing, routing=routing, seed=0) for routing in ("same_image", "vet_dino")]
+    runs = [folder / routing for routing in ("same_image", "vet_dino")]
+    for number, run in enumerate(runs):
+        write_run(run, weights_seed=number, routing={"name": run.name})
     return folder, runs, run_suite(runs, archive, SUITE, folder / "out")
 
 
@@ -133,7 +112,7 @@ def test_arms_are_compared_with_their_random_init_and_with_each_other(evaluated:
     value = {row.arm: row.value for row in find(results, kind="mean", level="image", group="gross", protocol="knn",
                                                 metric="macro_auroc")}  # fmt: skip
     for row in differences:
-        assert row.value == pytest.approx(value[row.arm] - value[row.baseline])
+        assert row.value == pytest.approx(value[row.arm] - value[str(row.baseline)])
 
 
 def test_test_labels_play_no_part_in_choosing_hyper_parameters(evaluated: tuple, tmp_path: Path) -> None:
@@ -205,7 +184,8 @@ def test_the_curve_follows_the_checkpoints_and_never_reads_a_test_image(
     evaluated: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _, _ = evaluated
-    run = write_run(tmp_path / "run", routing="vet_dino", seed=0, iterations=(19, 4, 9))
+    run = tmp_path / "run"
+    write_run(run, iterations=(19, 4, 9), routing={"name": "vet_dino"})
     read: set[int] = set()
     embed = store.embed
 

@@ -3,12 +3,9 @@
 from pathlib import Path
 
 import pytest
-import torch
-from omegaconf import OmegaConf
+from run_factory import write_run
 from study_factory import make_intake
 
-from dinov2.configs import dinov2_default_config
-from dinov2.models import build_model_from_cfg
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.results import Result, load_suite
 from vet_extensions.evaluation.suite import run_suite
@@ -29,14 +26,7 @@ SUITE = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    changes = {"student": {"arch": "vit_micro", "patch_size": 8}, "crops": {"global_crops_size": 16}}
-    config = OmegaConf.merge(dinov2_default_config, changes)
-    torch.manual_seed(1)
-    backbone, _ = build_model_from_cfg(config, only_teacher=True)
-    path = folder / "eval" / "training_9" / "teacher_checkpoint.pth"
-    path.parent.mkdir(parents=True)
-    torch.save({"teacher": {f"backbone.{key}": value for key, value in backbone.state_dict().items()}}, path)
-    OmegaConf.save(config, folder / "config.yaml")
+    write_run(folder)
     return folder
 
 

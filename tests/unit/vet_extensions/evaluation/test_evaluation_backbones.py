@@ -5,36 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from run_factory import micro_config, write_run
 from torch import Tensor
 
-from dinov2.configs import dinov2_default_config
 from dinov2.hub import backbones as hub
 from dinov2.models import build_model_from_cfg
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.backbones import architecture_of, open_backbone
-
-
-def micro_config(**student: object) -> DictConfig:
-    changes = {
-        "student": {"arch": "vit_micro", "patch_size": 8, **student},
-        "crops": {"global_crops_size": 16},
-        "routing": {"name": "vet_dino"},
-        "train": {"seed": 5},
-    }
-    config = OmegaConf.merge(dinov2_default_config, changes)
-    assert isinstance(config, DictConfig)
-    return config
-
-
-def write_run(folder: Path) -> torch.nn.Module:
-    config = micro_config()
-    backbone, _ = build_model_from_cfg(config, only_teacher=True)
-    path = folder / "eval" / "training_9" / "teacher_checkpoint.pth"
-    path.parent.mkdir(parents=True)
-    torch.save({"teacher": {f"backbone.{key}": value for key, value in backbone.state_dict().items()}}, path)
-    OmegaConf.save(config, folder / "config.yaml")
-    return backbone.eval()
 
 
 def make_images(side: int) -> Tensor:
@@ -42,7 +19,8 @@ def make_images(side: int) -> Tensor:
 
 
 def test_a_run_is_its_newest_teacher_with_the_preprocessing_it_was_trained_with(tmp_path: Path) -> None:
-    saved, opened = write_run(tmp_path), open_backbone(tmp_path)
+    saved = write_run(tmp_path, routing={"name": "vet_dino"}, train={"seed": 5})
+    opened = open_backbone(tmp_path)
     expected = saved.forward_features(make_images(16))  # type: ignore[operator]
     torch.testing.assert_close(opened.cls(make_images(16)), expected["x_norm_clstoken"])
     torch.testing.assert_close(opened.patches(make_images(16)).flatten(1, 2), expected["x_norm_patchtokens"])
@@ -95,7 +73,7 @@ def test_released_dinov3_files_are_pointed_to_what_reads_them(tmp_path: Path) ->
 
 
 def test_random_weights_follow_from_the_seed_and_leave_the_global_state_alone(tmp_path: Path) -> None:
-    write_run(tmp_path)
+    write_run(tmp_path, train={"seed": 5})
     known, before = open_backbone(tmp_path), torch.random.get_rng_state()
     assert known.untrained is not None
     states = [known.untrained(seed).model.state_dict() for seed in (1, 1, 2)]
@@ -108,8 +86,8 @@ def test_random_weights_follow_from_the_seed_and_leave_the_global_state_alone(tm
 
 
 def test_runs_that_differ_only_in_training_share_their_architecture() -> None:
-    assert architecture_of(micro_config(drop_path_rate=0.1)) == architecture_of(micro_config())
-    assert architecture_of(micro_config(num_register_tokens=4)) != architecture_of(micro_config())
+    assert architecture_of(micro_config(student={"drop_path_rate": 0.1})) == architecture_of(micro_config())
+    assert architecture_of(micro_config(student={"num_register_tokens": 4})) != architecture_of(micro_config())
 
 
 def test_pixels_ignore_exposure() -> None:

@@ -5,35 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from omegaconf import OmegaConf
+from run_factory import micro_config, write_run
 
-from dinov2.configs import dinov2_default_config
 from dinov2.eval.run_folder import list_checkpoints
-from dinov2.models import build_model_from_cfg
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.features import load_backbone, prepare_image
-
-
-def micro_config(**student: object) -> DictConfig:
-    """A run's configuration of the smallest backbone."""
-    changes = {"student": {"arch": "vit_micro", "patch_size": 8, **student}, "crops": {"global_crops_size": 16}}
-    config = OmegaConf.merge(dinov2_default_config, changes)
-    assert isinstance(config, DictConfig)
-    return config
-
-
-def write_run(folder: Path, *, iterations: tuple[int, ...] = (9,), **student: object) -> nn.Module:
-    """A run folder with one teacher checkpoint an iteration (all the same weights); returns the backbone."""
-    config = micro_config(**student)
-    backbone, _ = build_model_from_cfg(config, only_teacher=True)
-    state = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
-    for iteration in iterations:
-        path = folder / "eval" / f"training_{iteration}" / "teacher_checkpoint.pth"
-        path.parent.mkdir(parents=True)
-        torch.save({"teacher": {**state, "dino_head.last_layer.weight": torch.zeros(1)}}, path)
-    OmegaConf.save(config, folder / "config.yaml")
-    return backbone.eval()
 
 
 def test_eight_and_sixteen_bit_pixels_span_the_same_range() -> None:
@@ -81,7 +58,7 @@ def test_a_loaded_backbone_gives_the_features_of_the_one_that_was_saved(tmp_path
 
 def test_a_checkpoint_of_another_architecture_is_refused_with_what_differs(tmp_path: Path) -> None:
     write_run(tmp_path)
-    OmegaConf.save(micro_config(num_register_tokens=2), tmp_path / "config.yaml")
+    OmegaConf.save(micro_config(student={"num_register_tokens": 2}), tmp_path / "config.yaml")
     with pytest.raises(UserError, match="1 keys missing \\(register_tokens\\)"):
         load_backbone(tmp_path)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from feature_factory import bank_and_queries
 
 from dinov2.eval.knn import KnnModule
 from vet_extensions.errors import UserError
@@ -16,16 +17,6 @@ from vet_extensions.evaluation.probes import ProbeData
 
 GOLDEN = Path(__file__).resolve().parents[3] / "parity" / "golden" / "golden_ssl_step.json"
 MISSING, UNCERTAIN = -128, -1
-
-
-def bank_and_queries(
-    *, n_bank: int = 120, n_queries: int = 15, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bank features [n_bank, 6], bank labels [n_bank, 3] without unknowns, queries [n_queries, 6]."""
-    generator = np.random.default_rng(seed)
-    bank = generator.normal(size=(n_bank, 6)).astype(np.float32)
-    labels = (bank[:, :3] + generator.normal(size=(n_bank, 3)) > 0.5).astype(np.int8)
-    return bank, labels, generator.normal(size=(n_queries, 6)).astype(np.float32)
 
 
 def unit(x: np.ndarray) -> np.ndarray:

@@ -1,21 +1,12 @@
 """Logistic regressions side by side: equal to scikit-learn, deaf to unknown labels."""
 
 import numpy as np
+from feature_factory import bank_and_queries
 from sklearn.linear_model import LogisticRegression
 
 from vet_extensions.evaluation.logistic import fit_logistic
 
 MISSING, UNCERTAIN = -128, -1
-
-
-def bank_and_queries(
-    *, n_bank: int = 120, n_queries: int = 15, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bank features [n_bank, 6], bank labels [n_bank, 3] without unknowns, queries [n_queries, 6]."""
-    generator = np.random.default_rng(seed)
-    bank = generator.normal(size=(n_bank, 6)).astype(np.float32)
-    labels = (bank[:, :3] + generator.normal(size=(n_bank, 3)) > 0.5).astype(np.int8)
-    return bank, labels, generator.normal(size=(n_queries, 6)).astype(np.float32)
 
 
 def test_logistic_regressions_equal_scikit_learn_for_every_c_and_label() -> None:
