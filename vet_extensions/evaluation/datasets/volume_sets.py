@@ -18,7 +18,8 @@ from vet_extensions.evaluation.datasets.assembly import compare_counts, present_
 from vet_extensions.evaluation.datasets.options import choice, whole
 from vet_extensions.evaluation.datasets.registry import VOLUME_SETS
 from vet_extensions.evaluation.datasets.splitting import Cutting, complete_split, read_cutting
-from vet_extensions.evaluation.datasets.volumes import Volumes, parse_window
+from vet_extensions.evaluation.datasets.volume_files import parse_window
+from vet_extensions.evaluation.datasets.volumes import Volumes
 from vet_extensions.evaluation.features import short_hash
 from vet_extensions.schema import Split
 
@@ -70,7 +71,7 @@ def msd(
     """One task of the Medical Segmentation Decathlon, through its dataset.json. root: such as Task09_Spleen.
 
     The test set has no labels: test and val are cut from the labelled volumes. channel: number or name of a modality, for
-    tasks with several. window: `volumes.parse_window`; CT has that for soft tissue (lung: Task06), MRI percentiles.
+    tasks with several. window: `volume_files.parse_window`; CT has that for soft tissue (lung: Task06), MRI percentiles.
     """
     described = _read_json(root / "dataset.json")
     modalities = {int(number): str(word) for number, word in _section(described, "modality").items()}

@@ -1,22 +1,19 @@
-"""Labelled NIfTI volumes as a value, their reading, and their axial slices as a `SegmentationSet`.
+"""Volumes with label maps as a value, and their axial slices as a `SegmentationSet`.
 
-`volume_sets` and `masks` make them; protocols of volumes take `Volumes`, those of images `Volumes.slices`. Needs nibabel.
+`volume_sets` makes them; protocols of volumes take `Volumes`, those of images `Volumes.slices`.
 Shape legend: n volumes, Z slices from the feet up, H rows from front to back, W columns from the patient's right to the left.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vet_extensions.errors import UserError
+from vet_extensions.evaluation.datasets.volume_files import HeldSlices, read_geometry, read_grey, read_volume
 from vet_extensions.evaluation.segmentation.sets import SegmentationSet
-
-MRI_PERCENTILES = (0.5, 99.5)
 
 
 @dataclass(frozen=True)
@@ -45,19 +42,16 @@ class Volumes:
 
     def grey(self, volume: int) -> NDArray[np.uint16]:
         """[Z, H, W], black at 0. Errors: UserError for a damaged file or an absent channel."""
-        values = _read(self.images[volume], channel=self.channel)
-        low, high = self.window or np.percentile(values, MRI_PERCENTILES)
-        scaled = (values - low) / max(float(high) - float(low), 1e-6)
-        return np.rint(np.clip(scaled, 0, 1) * 65535).astype(np.uint16)
+        return read_grey(self.images[volume], window=self.window, channel=self.channel)
 
     def label_map(self, volume: int) -> NDArray[np.int64]:
         """[Z, H, W] class numbers."""
-        return np.rint(_read(self.labels[volume], channel=0)).astype(np.int64)
+        return np.rint(read_volume(self.labels[volume])).astype(np.int64)
 
     def geometry(self, volume: int) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
         """(Z, H, W) and the spacing along each in mm, from the header. Errors: UserError where image and label map differ."""
-        shape, spacing = _geometry(self.images[volume])
-        other, _ = _geometry(self.labels[volume])
+        shape, spacing = read_geometry(self.images[volume])
+        other, _ = read_geometry(self.labels[volume])
         if shape != other:
             raise UserError(
                 f"{self.name}: the label map of volume {volume} has {list(other)} voxels, its image {list(shape)}. They must be "
@@ -70,99 +64,14 @@ class Volumes:
         geometry = [self.geometry(volume) for volume in range(len(self))]
         places = [(volume, z) for volume, (shape, _) in enumerate(geometry) for z in range(0, shape[0], self.every)]
         volume_of = np.array([volume for volume, _ in places])
-        reader = _SliceReader(self, tuple(places))
         return SegmentationSet(
             name=self.name,
             class_names=self.class_names,
             split=self.split[volume_of],
             patient_codes=np.unique(self.patients, return_inverse=True)[1][volume_of],
-            read=reader.read,
-            mask=reader.mask,
+            read=HeldSlices(self.grey, places).read,
+            mask=HeldSlices(self.label_map, places).read,
             spacing_mm=np.array([geometry[volume][1][1:] for volume in volume_of]),
             content_hash=self.content_hash,
             policy={**self.policy, "cases": "axial slices" + (f", every {self.every}th" if self.every > 1 else "")},
         )
-
-
-class _SliceReader:
-    """Slices by their number; the volume that was read last is held."""
-
-    def __init__(self, volumes: Volumes, places: Sequence[tuple[int, int]]) -> None:
-        self._volumes, self._places = volumes, places
-        self._held: dict[str, tuple[int, np.ndarray]] = {}
-
-    def read(self, row: int) -> np.ndarray:
-        return self._slice(row, "grey")
-
-    def mask(self, row: int) -> NDArray[np.int64]:
-        return self._slice(row, "label_map")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_held": {}}
-
-    def _slice(self, row: int, what: str) -> np.ndarray:
-        volume, z = self._places[row]
-        if what not in self._held or self._held[what][0] != volume:
-            self._held[what] = (volume, getattr(self._volumes, what)(volume))
-        return self._held[what][1][z]
-
-
-def import_nibabel() -> Any:
-    """The module. Errors: UserError where it is not installed."""
-    try:
-        return import_module("nibabel")
-    except ImportError:
-        raise UserError(
-            "NIfTI files are read with nibabel, which is not installed: pip install 'vet-dino[volumes]'."
-        ) from None
-
-
-def parse_window(text: str, *, default: tuple[float, float] | None) -> tuple[float, float] | None:
-    """`LOW,HIGH` as numbers, "percentiles" as None, "" as the default. Errors: UserError."""
-    if text in ("", "percentiles"):
-        return default if not text else None
-    try:
-        low, high = map(float, text.split(","))
-    except ValueError:
-        low, high = 0.0, 0.0
-    if not low < high:
-        raise UserError(f"window={text} must be two numbers LOW,HIGH such as -160,240, or percentiles.")
-    return low, high
-
-
-def _opened(path: Path) -> tuple[Any, np.ndarray]:
-    """The image and its orientation, [3, 2]: of each axis, which it is (to the right, front, up) and its direction."""
-    nibabel = import_nibabel()
-    try:
-        image = nibabel.load(path)
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError) as error:
-        raise _damaged(path, error) from None
-    if not 3 <= len(image.shape) <= 4:
-        raise UserError(f"A volume has three dimensions, or four with channels; {path.name} has {len(image.shape)}.")
-    return image, nibabel.io_orientation(image.affine)
-
-
-def _geometry(path: Path) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
-    image, orientation = _opened(path)
-    order = np.argsort(orientation[:, 0])[::-1]  # axes of the file for Z, H, W
-    zooms = image.header.get_zooms()
-    z, h, w = (int(axis) for axis in order)
-    return (image.shape[z], image.shape[h], image.shape[w]), (float(zooms[z]), float(zooms[h]), float(zooms[w]))
-
-
-def _read(path: Path, *, channel: int) -> NDArray[np.float32]:
-    """[Z, H, W] of one channel."""
-    image, orientation = _opened(path)
-    n_channels = image.shape[3] if len(image.shape) == 4 else 1
-    if channel >= n_channels:
-        raise UserError(f"{path.name} has {n_channels} channels, and number {channel} was asked for.")
-    try:
-        values = np.asarray(image.dataobj[..., channel] if len(image.shape) == 4 else image.dataobj, dtype=np.float32)
-    except (OSError, EOFError, ValueError) as error:
-        raise _damaged(path, error) from None
-    canonical = import_nibabel().apply_orientation(values, orientation)
-    return np.ascontiguousarray(canonical[::-1, ::-1].transpose(2, 1, 0))
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path.name} is no readable NIfTI file ({type(error).__name__}). Download it again.")
