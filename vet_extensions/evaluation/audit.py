@@ -122,11 +122,11 @@ def _calibration_rows(found: Calibration, scorer: Scorer, place: tuple[str, str,
         {
             "scaled": found.scaled_ece,
             "temperature": found.temperature,
-            "if_perfect": found.ece_if_perfect,
             "bins": f"{found.n_bins} of equal mass",
             "curve": curve,
         },
     )
+    yield _row(CALIBRATION, scorer, place, "", "macro_ece_beyond_chance", found.ece_beyond_chance)
 
 
 def _subgroup_row(subgroup: Subgroup, scorer: Scorer, place: tuple[str, str, str]) -> AuditRow:
