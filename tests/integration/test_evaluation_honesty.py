@@ -18,8 +18,9 @@ from vet_extensions.evaluation import chance
 from vet_extensions.evaluation.audit import AUDIT_FILE, read_audit
 from vet_extensions.evaluation.compare import compare_evaluations
 from vet_extensions.evaluation.leaderboard import TEMPLATES, page_variables, write_leaderboard
-from vet_extensions.evaluation.results import RESULTS_FILE, Result, load_suite
+from vet_extensions.evaluation.results import RESULTS_FILE, Result
 from vet_extensions.evaluation.suite import run_suite
+from vet_extensions.evaluation.suite_config import load_suite
 from vet_extensions.manifest import write_manifest
 from vet_extensions.schema import LABEL_PREFIX, IntakeFolder
 from vet_extensions.shards import ShardWriter

@@ -11,8 +11,9 @@ from run_factory import write_run
 
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation import controls, store
-from vet_extensions.evaluation.results import Result, SuiteConfig, load_suite, read_results
+from vet_extensions.evaluation.results import Result, read_results
 from vet_extensions.evaluation.suite import knn_curve, run_suite
+from vet_extensions.evaluation.suite_config import SuiteConfig, load_suite
 from vet_extensions.manifest import write_manifest
 from vet_extensions.schema import GROSS_FINDINGS, LABEL_PREFIX, IntakeFolder
 from vet_extensions.shards import ShardWriter
@@ -217,6 +218,30 @@ def test_progress_ends_at_its_total(evaluated: tuple, tmp_path: Path) -> None:
     run_suite(runs[:1], folder / "archive", suite, tmp_path, on_progress=lambda done, total: seen.append((done, total)))
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1]
+
+
+def test_blocks_and_further_sizes_are_embedded_for_the_protocols_that_read_them(
+    evaluated: tuple, tmp_path: Path
+) -> None:
+    folder, runs, _ = evaluated
+    seen: list[tuple[int, int]] = []
+    config = replace(
+        SUITE,
+        protocols=("linear_grid", "resolution"),
+        levels=("image",),
+        linear_grid=replace(SUITE.linear_grid, epochs=2, n_blocks=2),
+        resolution=replace(SUITE.resolution, sizes_px=(9, 32)),
+    )
+    results = run_suite(runs[:1], folder / "archive", config, tmp_path / "out", on_progress=lambda *at: seen.append(at))
+    rows = find(results, kind="score", group="all", metric="macro_auroc")
+    assert {(row.arm, row.protocol) for row in rows if row.arm == "raw_pixels"} == {("raw_pixels", "linear_grid")}
+    of_run = {row.protocol: row for row in rows if row.arm == runs[0].name}
+    assert set(of_run) == {"linear_grid", "resolution_9", "resolution_32"}
+    assert {of_run[name].config["image_size_px"] for name in ("resolution_9", "resolution_32")} == {8, 32}
+    inputs = {"1 block", "1 block, mean patch", "2 blocks", "2 blocks, mean patch"}
+    assert of_run["linear_grid"].config["input"][0] in inputs
+    assert seen[-1][0] == seen[-1][1]
+    assert seen == sorted(seen)
 
 
 def test_an_archive_without_a_test_split_is_refused(evaluated: tuple, tmp_path: Path) -> None:

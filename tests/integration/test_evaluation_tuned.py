@@ -7,8 +7,9 @@ from run_factory import write_run
 from study_factory import make_intake
 
 from vet_extensions.errors import UserError
-from vet_extensions.evaluation.results import Result, load_suite
+from vet_extensions.evaluation.results import Result
 from vet_extensions.evaluation.suite import run_suite
+from vet_extensions.evaluation.suite_config import load_suite
 from vet_extensions.evaluation.tuning_config import TUNED_PROTOCOLS, TuningConfig
 
 SUITE = {

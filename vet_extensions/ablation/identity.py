@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dinov2.utils.files import file_sha256
 from vet_extensions.ablation.configuration import DATA, fill
-from vet_extensions.evaluation.results import SuiteConfig
+from vet_extensions.evaluation.suite_config import SuiteConfig
 
 NO_NUMBER_DEPENDS_ON = (
     "train.output_dir",

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.metrics import METRICS
-from vet_extensions.evaluation.results import GROUPS, LEVELS, PROTOCOLS, SuiteConfig, load_suite
+from vet_extensions.evaluation.suite_config import GROUPS, LEVELS, PROTOCOLS, SuiteConfig, load_suite
 
 FULL, ONE_AT_A_TIME = "full", "one_at_a_time"
 DESIGNS = (FULL, ONE_AT_A_TIME)

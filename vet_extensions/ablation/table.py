@@ -15,8 +15,9 @@ from statistics import fmean
 from vet_extensions.ablation.cells import DONE, CellResult
 from vet_extensions.ablation.paired import CONFIDENCE, PairedDifference, paired_difference, spread
 from vet_extensions.ablation.plan import FULL, Arms, Plan
-from vet_extensions.evaluation.results import CONTROLS, Result
+from vet_extensions.evaluation.results import Result
 from vet_extensions.evaluation.statistics import holm
+from vet_extensions.evaluation.suite_config import CONTROLS
 
 COMBINATION, AXIS, CONTROL = "combination", "axis", "control"
 BASELINE, BETTER, WORSE, SAME = "baseline", "better", "worse", "not distinguishable"

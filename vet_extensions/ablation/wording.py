@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vet_extensions.ablation.cells import DONE, CellResult
 from vet_extensions.ablation.plan import FULL, Arms, Plan
 from vet_extensions.ablation.table import BASELINE, BETTER, CONTROL, WORSE, AblationTable, Comparison, Cost, Row
-from vet_extensions.evaluation.results import PROTOCOL_NAMES
+from vet_extensions.evaluation.suite_config import PROTOCOL_NAMES
 
 NOTHING = "–"
 ALL_ARMS = "all"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vet_extensions.evaluation.results import SuiteConfig
+    from vet_extensions.evaluation.suite_config import SuiteConfig
 
 ARMS = ("same_image", "vet_dino")
 """The two arms, named after their routing; both take the same number of steps and see the same number of crops."""

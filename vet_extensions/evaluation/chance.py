@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from vet_extensions.evaluation.cohort import MULTICLASS, Cohort, LabelledImages
-from vet_extensions.evaluation.curves import CURVES
+from vet_extensions.evaluation.curves import CURVES, RESOLUTION
+from vet_extensions.evaluation.feature_set import FeatureSet
+from vet_extensions.evaluation.folds import Fold, make_folds
 from vet_extensions.evaluation.metrics import AUROC, label_metrics, macro
-from vet_extensions.evaluation.results import Measurement, SuiteConfig
-from vet_extensions.evaluation.scoring import Fold, label_groups, make_folds
+from vet_extensions.evaluation.results import Measurement
+from vet_extensions.evaluation.scoring import label_groups
+from vet_extensions.evaluation.suite_config import SuiteConfig
 from vet_extensions.schema import Split
 
 SHUFFLED_LABELS = "shuffled_labels"
@@ -49,14 +52,14 @@ class ShuffledScore:
 
 
 def shuffled_scores(
-    features: NDArray[np.floating],
+    features: FeatureSet,
     images: LabelledImages,
     config: SuiteConfig,
     *,
     n_deals: int = N_DEALS,
     seed: int = 0,
 ) -> dict[Measurement, ShuffledScore]:
-    """Macro AUROC of every level, group and probe under shuffled labels; not of curves and tuned backbones. features: [n, D].
+    """Macro AUROC of every level, group and probe under shuffled labels; not of curves and tuned backbones.
 
     The interval is for all these rows together (Bonferroni): by luck, one suite in twenty has a row outside.
     """
@@ -71,7 +74,7 @@ def shuffled_scores(
         dealt = replace(images, cohort=cohort, label_names=images.label_names * len(block))
         for level in config.levels:
             groups = label_groups(images.label_names, config, level=level)
-            for protocol in (name for name in config.protocols if name not in CURVES):
+            for protocol in (name for name in config.protocols if name not in (*CURVES, RESOLUTION)):
                 folds, _ = make_folds(features, dealt, config, level=level, protocol=protocol)
                 for group, columns in groups.items() if folds else ():
                     key = (level, group, protocol, AUROC)
@@ -88,7 +91,7 @@ def shuffled_scores(
 
 def _macro_auroc(fold: Fold, columns: Sequence[int]) -> float:
     place = fold.candidates.select(fold.val.labels, columns=columns)
-    values = label_metrics(fold.candidates.test[place][:, columns], labels=fold.test.labels[:, columns])
+    values = label_metrics(fold.test_scores(place)[:, columns], labels=fold.test.labels[:, columns])
     return macro(values[AUROC][:, 0])[0]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.cohort import MULTICLASS, LabelledImages
-from vet_extensions.evaluation.results import SuiteConfig
+from vet_extensions.evaluation.suite_config import SuiteConfig
 from vet_extensions.schema import Split
 
 logger = logging.getLogger("vet_extensions")

@@ -21,9 +21,10 @@ from vet_extensions.errors import UserError
 from vet_extensions.evaluation.backbones import PIXELS, open_backbone
 from vet_extensions.evaluation.cohort import LabelledImages
 from vet_extensions.evaluation.embedding import Backbone
+from vet_extensions.evaluation.feature_set import FeatureSet
 from vet_extensions.evaluation.features import OnProgress, short_hash
-from vet_extensions.evaluation.results import SuiteConfig
-from vet_extensions.evaluation.store import FeatureStore
+from vet_extensions.evaluation.store import Features, FeatureStore
+from vet_extensions.evaluation.suite_config import SuiteConfig
 from vet_extensions.schema import Split
 
 RANDOM_INIT, RAW_PIXELS, CCA, CCA_SHUFFLED = "random_init", "raw_pixels", "cca", "cca_shuffled"
@@ -33,15 +34,18 @@ CCA_COMPONENTS = 32
 
 @dataclass(frozen=True)
 class Subject:
-    """One thing to be judged: a checkpoint, or a control. architecture: what its random-init control must share, or "" .
-    backbone: the network that its features come from, for protocols that train it; None where there is none."""
+    """One thing to be judged: a checkpoint, or a control. architecture: what its random-init control must share, or "".
+
+    compute: its features, with progress in images: those of the archive, and as many again for each further size. backbone: the
+    network that they come from, for protocols that train it; None where there is none.
+    """
 
     arm: str
     seed: int | None
     iteration: int | None
     checkpoint_hash: str
     architecture: str
-    compute: Callable[[OnProgress], NDArray[np.floating]]
+    compute: Callable[[OnProgress], FeatureSet]
     backbone: Backbone | None = None
 
 
@@ -115,23 +119,55 @@ def archive_features(
     store: FeatureStore,
     device: str | torch.device,
     rows: NDArray[np.integer] | None = None,
-) -> NDArray[np.float32]:
-    """Features [n, D] of the images `rows` of the archive (None: all), as the suite asks for them.
+    n_blocks: int = 1,
+    with_mean_patch: bool = False,
+) -> Features:
+    """Features of the images `rows` of the archive (None: all), with what the suite's `tokens` need.
 
     The preprocessing is the backbone's own but for the suite's image_size_px, which small images as vectors do not follow.
     """
-    features = store.features(
+    return store.features(
         backbone,
         archive.reader,
         content_hash=archive.content_hash,
-        with_mean_patch=config.tokens == "cls+mean_patch",
+        n_blocks=n_blocks,
+        with_mean_patch=with_mean_patch or config.tokens == "cls+mean_patch",
         rows=rows,
         image_size_px=_size_px(backbone, config),
         batch_size=config.batch_size,
         device=device,
         on_progress=on_progress,
     )
-    return features.vectors(config.tokens)
+
+
+def feature_set(
+    backbone: Backbone,
+    archive: LabelledImages,
+    config: SuiteConfig,
+    on_progress: OnProgress,
+    *,
+    store: FeatureStore,
+    device: str | torch.device,
+) -> FeatureSet:
+    """All features of a backbone that the suite's protocols ask for; other sizes are embedded when they are."""
+    get = partial(archive_features, backbone, archive, store=store, device=device)
+    has_blocks = "linear_grid" in config.protocols and backbone.patch_size is not None
+    n_blocks = min(config.linear_grid.n_blocks, backbone.n_blocks) if has_blocks else 1
+    features = get(config, on_progress, n_blocks=n_blocks, with_mean_patch=has_blocks)
+    n_images, sizes_px = len(archive.cohort.split), config.resolution.sizes_px
+
+    def at_size(size_px: int) -> tuple[NDArray[np.floating], int]:
+        used_px, before = _tiled(size_px, backbone), (1 + sizes_px.index(size_px)) * n_images
+        other = replace(config, image_size_px=used_px)
+        found = get(other, lambda done, _: on_progress(before + done, (1 + len(sizes_px)) * n_images))
+        return found.vectors(config.tokens), used_px
+
+    return FeatureSet(
+        vectors=features.vectors(config.tokens),
+        cls_by_block=features.cls if has_blocks else None,
+        mean_patch=features.mean_patch if has_blocks else None,
+        at_size=at_size,
+    )
 
 
 @dataclass(frozen=True)
@@ -231,6 +267,12 @@ def _inverse_root(covariance: NDArray[np.float64], *, ridge: float) -> NDArray[n
     return (vectors / np.sqrt(values)) @ vectors.T
 
 
+def _tiled(size_px: int, backbone: Backbone) -> int:
+    """The side next to size_px that the backbone's patches tile."""
+    patch = backbone.patch_size or 1
+    return max(1, round(size_px / patch)) * patch
+
+
 def _size_px(backbone: Backbone, config: SuiteConfig) -> int:
     return backbone.image_size_px if backbone.name == PIXELS else config.image_size_px or backbone.image_size_px
 
@@ -256,7 +298,7 @@ def _backbone_subject(
         iteration=backbone.iteration,
         checkpoint_hash=backbone.weights_hash,
         architecture=_comparable(backbone, config),
-        compute=partial(archive_features, backbone, archive, config, store=store, device=device),
+        compute=partial(feature_set, backbone, archive, config, store=store, device=device),
         backbone=backbone,
     )
 
@@ -264,14 +306,15 @@ def _backbone_subject(
 def _pixel_subject(arm: str, archive: LabelledImages, config: SuiteConfig, *, store: FeatureStore) -> Subject:
     """Raw pixels, or the oracle on them, by the name of the arm."""
 
-    def compute(on_progress: OnProgress | None = None) -> NDArray[np.float32]:
+    def compute(on_progress: OnProgress) -> FeatureSet:
         cohort, is_bank = archive.cohort, archive.cohort.split == Split.TRAIN
         plain = replace(config, tokens="cls")
-        vectors = archive_features(open_backbone(PIXELS), archive, plain, on_progress, store=store, device="cpu")
+        found = archive_features(open_backbone(PIXELS), archive, plain, on_progress, store=store, device="cpu")
+        vectors = found.vectors()
         if arm == RAW_PIXELS:
-            return fit_whitening(vectors[is_bank])(vectors)
+            return FeatureSet(fit_whitening(vectors[is_bank])(vectors))
         pairs = pair_views(cohort.family, study_codes=cohort.study_codes, is_bank=is_bank)
         pairs = pairs.shuffled(seed=0) if arm == CCA_SHUFFLED else pairs
-        return cca_features(vectors, family=cohort.family, pairs=pairs, is_bank=is_bank)
+        return FeatureSet(cca_features(vectors, family=cohort.family, pairs=pairs, is_bank=is_bank))
 
     return Subject(arm, None, None, "", "", compute)

@@ -14,11 +14,12 @@ from vet_extensions.evaluation.cohort import Cohort
 from vet_extensions.evaluation.fewshot import curve_points, draw_shares, draw_shots
 from vet_extensions.evaluation.metrics import METRICS
 from vet_extensions.evaluation.probes import ProbeData
-from vet_extensions.evaluation.results import Measured, Measurement, SuiteConfig
+from vet_extensions.evaluation.results import Measured, Measurement
 from vet_extensions.evaluation.statistics import PatientBootstrap
+from vet_extensions.evaluation.suite_config import SuiteConfig
 from vet_extensions.schema import Split
 
-FEW_SHOT, LABEL_SHARE = "few_shot", "label_share"
+FEW_SHOT, LABEL_SHARE, RESOLUTION = "few_shot", "label_share", "resolution"
 CURVES = (FEW_SHOT, LABEL_SHARE)
 CURVE_LEVEL = "image"
 

@@ -15,8 +15,9 @@ from jinja2 import Environment
 from vet_extensions.evaluation.audit import AUDIT_FILE, CALIBRATION, SHORTCUT, SUBGROUP, AuditRow, read_audit
 from vet_extensions.evaluation.chance import SHUFFLED_LABELS
 from vet_extensions.evaluation.compare import SAME, Comparison, Difference, Standing, compare_evaluations
-from vet_extensions.evaluation.results import CONTROLS, PROTOCOL_NAMES, RESULTS_FILE, Result, read_results
+from vet_extensions.evaluation.results import RESULTS_FILE, Result, read_results
 from vet_extensions.evaluation.statistics import Estimate
+from vet_extensions.evaluation.suite_config import CONTROLS, PROTOCOL_NAMES
 
 PAGE = "leaderboard.html"
 TEMPLATES = Path(__file__).with_name("templates")
@@ -278,6 +279,9 @@ def _level(level: str) -> str:
 
 
 def _protocol(protocol: str) -> str:
+    curve, _, point = protocol.rpartition("_")
+    if protocol not in PROTOCOL_NAMES and curve in PROTOCOL_NAMES:
+        return f"{PROTOCOL_NAMES[curve]} {point}"
     return PROTOCOL_NAMES.get(protocol, protocol)
 
 

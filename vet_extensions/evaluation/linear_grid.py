@@ -62,20 +62,18 @@ def head_name(name: str, learning_rate: float) -> str:
 def block_inputs(
     cls_by_block: NDArray[np.floating], *, mean_patch: NDArray[np.floating]
 ) -> tuple[NDArray[np.floating], Inputs]:
-    """The official four inputs: class tokens of the last block or of the last four, with or without the last mean patch.
+    """The official inputs: class tokens of the last block or of the last k (4), with or without the last mean patch.
 
-    cls_by_block: [n, 4, D], the earliest block first; mean_patch: [n, D]. returns: the features [n, 5 D] that hold all four, and
-    the columns of each.
+    cls_by_block: [n, k, D], the earliest block first; mean_patch: [n, D]. returns: the features [n, (k + 1) D] that hold all
+    inputs, and the columns of each; of a single block there are two.
     """
     n, n_blocks, width = cls_by_block.shape
     features = np.concatenate([cls_by_block.reshape(n, -1), mean_patch], axis=1)
     last, behind = (n_blocks - 1) * width, n_blocks * width
-    return features, {
-        "1 block": slice(last, behind),
-        "1 block, mean patch": slice(last, behind + width),
-        f"{n_blocks} blocks": slice(0, behind),
-        f"{n_blocks} blocks, mean patch": slice(0, behind + width),
-    }
+    inputs = {"1 block": slice(last, behind), "1 block, mean patch": slice(last, behind + width)}
+    if n_blocks > 1:
+        inputs |= {f"{n_blocks} blocks": slice(0, behind), f"{n_blocks} blocks, mean patch": slice(0, behind + width)}
+    return features, inputs
 
 
 def linear_grid_probe(
@@ -83,19 +81,29 @@ def linear_grid_probe(
     *,
     val: ProbeData,
     test: ProbeData,
+    inputs: Inputs | None = None,
     learning_rates: Sequence[float] = LEARNING_RATES,
     epochs: int = 10,
     batch_size: int = 128,
     seed: int = 0,
     task: str = MULTILABEL,
 ) -> Candidates:
-    """One input, a head for every learning rate: scores (logits) of the validation and test images."""
+    """A head for every input and learning rate: scores (logits) of the validation and test images.
+
+    A learning rate is a candidate's value, its input what it `reads`.
+    """
     grid = fit_linear_grid(
-        bank.features, labels=bank.labels, learning_rates=learning_rates, epochs=epochs, batch_size=batch_size, seed=seed,
-        task=task,
+        bank.features, labels=bank.labels, inputs=inputs, learning_rates=learning_rates, epochs=epochs,
+        batch_size=batch_size, seed=seed, task=task,
     )  # fmt: skip
-    val_scores, test_scores = grid.scores(val.features), grid.scores(test.features)
-    return Candidates("learning_rate", grid.learning_rates, val_scores, test_scores, are_logits=task == MULTILABEL)
+    return Candidates(
+        "learning_rate",
+        grid.learning_rates * len(grid.inputs),
+        grid.scores(val.features),
+        grid.scores(test.features),
+        are_logits=task == MULTILABEL,
+        reads=() if inputs is None else tuple(name for name in inputs for _ in grid.learning_rates),
+    )
 
 
 def fit_linear_grid(
@@ -148,31 +156,6 @@ def fit_linear_grid(
         weights={name: part.weight.unflatten(1, shape) for name, part in zip(inputs, heads, strict=True)},
         biases={name: part.bias.view(shape) for name, part in zip(inputs, heads, strict=True)},
     )
-
-
-def refit_head(
-    features: NDArray[np.floating],
-    *,
-    labels: NDArray[np.integer],
-    head: str,
-    grid: LinearGrid,
-    epochs: int = 10,
-    batch_size: int = 128,
-    seed: int = 0,
-    task: str = MULTILABEL,
-) -> LinearGrid:
-    """The head of `grid.names` that validation chose, trained anew, alone, on training and validation images.
-
-    features, labels: of both splits. A score of a head that was refitted has to say so.
-    """
-    for name, columns in grid.inputs.items():
-        for rate in grid.learning_rates:
-            if head_name(name, rate) == head:
-                return fit_linear_grid(
-                    features, labels=labels, inputs={name: columns}, learning_rates=(rate,), epochs=epochs,
-                    batch_size=batch_size, seed=seed, task=task,
-                )  # fmt: skip
-    raise UserError(f"There is no head '{head}' in the grid. Heads: {'; '.join(grid.names)}.")
 
 
 class _Heads:

@@ -28,7 +28,8 @@ class ProbeData:
 class Candidates:
     """Scores of every hyper-parameter candidate. val: [G, n_val, L], test: [G, n_test, L]; NaN columns have no model.
 
-    are_logits: the scores are log-odds (of each label by itself); else shares of votes, or scores without a scale.
+    are_logits: the scores are log-odds (of each label by itself); else shares of votes, or scores without a scale. reads: the
+    part of the features that each candidate takes, where they differ.
     """
 
     parameter: str
@@ -36,6 +37,11 @@ class Candidates:
     val: NDArray[np.floating]
     test: NDArray[np.floating]
     are_logits: bool = False
+    reads: tuple[str, ...] = ()
+
+    def describe(self, place: int) -> dict[str, float | str]:
+        """What sets a candidate apart: its hyper-parameter, and what it reads where they differ."""
+        return {self.parameter: self.values[place], **({"input": self.reads[place]} if self.reads else {})}
 
     def select(self, val_labels: NDArray[np.integer], *, columns: Sequence[int]) -> int:
         """The candidate with the highest macro AUROC on the validation split over the label `columns`; first of equals."""

@@ -8,37 +8,27 @@ Shape legend: n images, L labels, D feature width, G candidates, m rows of a mea
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vet_extensions.evaluation.cohort import MULTICLASS, Cohort, LabelledImages, pool_scores
-from vet_extensions.evaluation.curves import CURVE_LEVEL, CURVES, measure_curve
+from vet_extensions.evaluation.cohort import MULTICLASS, LabelledImages
+from vet_extensions.evaluation.curves import CURVE_LEVEL, CURVES, RESOLUTION, measure_curve
+from vet_extensions.evaluation.feature_set import FeatureSet
 from vet_extensions.evaluation.finetune import Tuned
+from vet_extensions.evaluation.folds import Fold, make_folds
 from vet_extensions.evaluation.metrics import ACCURACY, CLASS_METRICS, METRICS
-from vet_extensions.evaluation.probes import Candidates, ProbeData
-from vet_extensions.evaluation.protocols import frozen_candidates
-from vet_extensions.evaluation.results import Measured, Measurement, SuiteConfig
+from vet_extensions.evaluation.results import Measured, Measurement
 from vet_extensions.evaluation.retrieval import RETRIEVAL, measure_retrieval
-from vet_extensions.evaluation.statistics import LabelSamples, PatientBootstrap, average, concatenate
+from vet_extensions.evaluation.statistics import LabelSamples, PatientBootstrap, average
+from vet_extensions.evaluation.suite_config import SuiteConfig
 from vet_extensions.evaluation.tuning_config import TUNED_LEVELS, TUNED_PROTOCOLS
-from vet_extensions.schema import FINDINGS, GROSS_FINDINGS, Split
+from vet_extensions.schema import FINDINGS, GROSS_FINDINGS
 
 logger = logging.getLogger("vet_extensions")
-
-SCORE_POOLING = {"study_mean": "mean", "study_max": "max"}
-"""Levels that score images and pool the scores of a study's images."""
-
-_FOLDS: dict[str, tuple[tuple[str | None, str | None], ...]] = {
-    "lateral": (("lateral", "lateral"),),
-    "frontal": (("frontal", "frontal"),),
-    "cross_view": (("frontal", "lateral"), ("lateral", "frontal")),
-}
-"""Level -> (family of the bank, family of the queries) of each fold; other levels take all rows."""
-
-Rows = NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -73,43 +63,8 @@ class Predictions:
         return replace(self, **{name: getattr(self, name)[at] for name in names})
 
 
-class Fold:
-    """The scores of one bank on one set of queries, for all labels and hyper-parameter candidates, and their resamples."""
-
-    def __init__(self, candidates: Candidates, *, val: Cohort, test: Cohort, val_rows: Rows, test_rows: Rows) -> None:
-        """val_rows, test_rows: the image in the archive that stands for each row."""
-        self.candidates, self.val, self.test = candidates, val, test
-        self.val_rows, self.test_rows = val_rows, test_rows
-        self._known: dict[tuple[int, int], dict[str, LabelSamples]] = {}
-
-    def label_samples(
-        self, place: int, columns: Sequence[int], *, bootstrap: PatientBootstrap
-    ) -> dict[str, LabelSamples]:
-        """Both metrics of candidate `place` for label columns; groups that share a label share its resamples."""
-        new = [column for column in columns if (place, column) not in self._known]
-        if new:
-            found = bootstrap.label_samples(
-                self.candidates.test[place][:, new],
-                labels=self.test.labels[:, new],
-                patient_codes=self.test.patient_codes,
-            )
-            for at, column in enumerate(new):
-                self._known[place, column] = {metric: found[metric].select([at]) for metric in METRICS}
-        return {metric: concatenate([self._known[place, column][metric] for column in columns]) for metric in METRICS}
-
-    def class_samples(
-        self, place: int, columns: Sequence[int], *, bootstrap: PatientBootstrap
-    ) -> dict[str, LabelSamples]:
-        """Accuracy and recalls of candidate `place`, the label columns being the classes."""
-        return bootstrap.class_samples(
-            self.candidates.test[place][:, columns],
-            labels=self.test.labels[:, columns],
-            patient_codes=self.test.patient_codes,
-        )
-
-
 def measure(
-    features: NDArray[np.floating],
+    features: FeatureSet,
     archive: LabelledImages,
     config: SuiteConfig,
     *,
@@ -117,7 +72,7 @@ def measure(
     on_predictions: Callable[[Predictions], None] | None = None,
     tuned: Callable[[str], Tuned] | None = None,
 ) -> dict[Measurement, Measured]:
-    """Every level, group, protocol and metric of one set of features [n_images, D].
+    """Every level, group, protocol and metric of the features of one subject.
 
     on_predictions: gets the scores behind each level, group and protocol. tuned: asked for the training of each protocol that
     tunes the backbone, once a level that scores images; None where there is no backbone, which leaves these protocols out.
@@ -129,13 +84,14 @@ def measure(
             if protocol in CURVES:
                 if level == CURVE_LEVEL:
                     measured |= measure_curve(
-                        features, archive.cohort, config, protocol=protocol, label_names=archive.label_names,
+                        features.vectors, archive.cohort, config, protocol=protocol, label_names=archive.label_names,
                         groups=groups, bootstrap=bootstrap,
                     )  # fmt: skip
                 continue
             if protocol == RETRIEVAL:
                 measured |= measure_retrieval(
-                    features, archive.cohort, level=level, label_names=archive.label_names, groups=groups, bootstrap=bootstrap
+                    features.vectors, archive.cohort, level=level, label_names=archive.label_names, groups=groups,
+                    bootstrap=bootstrap,
                 )  # fmt: skip
                 continue
             training = None
@@ -143,31 +99,65 @@ def measure(
                 if tuned is None or level not in TUNED_LEVELS:
                     continue
                 training = tuned(protocol)
-            candidates = None if training is None else training.candidates
-            folds, details = make_folds(
-                features, archive, config, level=level, protocol=protocol, candidates=candidates
+            for name, probe, of_probe, facts in _probes(features, config, level=level, protocol=protocol):
+                folds, details = make_folds(
+                    of_probe, archive, config, level=level, protocol=probe,
+                    candidates=None if training is None else training.candidates,
+                )  # fmt: skip
+                if not folds:
+                    logger.warning("level %s, %s: too few images of its views, not measured", level, name)
+                    continue
+                measured |= _measure_groups(
+                    folds, groups, archive, names=(level, name), bootstrap=bootstrap, on_predictions=on_predictions,
+                    details={**details, **facts}, training=training,
+                )  # fmt: skip
+    return measured
+
+
+def _probes(
+    features: FeatureSet, config: SuiteConfig, *, level: str, protocol: str
+) -> Iterator[tuple[str, str, FeatureSet, dict[str, int]]]:
+    """(name in rows, protocol, features, facts for rows) of a protocol: one, or one for each size of a resolution curve."""
+    if protocol != RESOLUTION:
+        yield protocol, protocol, features, {}
+    elif level == CURVE_LEVEL and features.at_size is not None:
+        for size_px in config.resolution.sizes_px:
+            vectors, used_px = features.at_size(size_px)
+            yield f"{RESOLUTION}_{size_px}", "linear", FeatureSet(vectors), {"image_size_px": used_px}
+
+
+def _measure_groups(
+    folds: Sequence[Fold],
+    groups: Mapping[str, Sequence[int]],
+    archive: LabelledImages,
+    *,
+    names: tuple[str, str],
+    bootstrap: PatientBootstrap,
+    on_predictions: Callable[[Predictions], None] | None,
+    details: dict[str, Any],
+    training: Tuned | None,
+) -> dict[Measurement, Measured]:
+    """Each group of labels by the candidates that validation chooses for it. names: level and protocol."""
+    level, protocol = names
+    measured: dict[Measurement, Measured] = {}
+    for group, columns in groups.items():
+        chosen = [fold.candidates.select(fold.val.labels, columns=columns) for fold in folds]
+        if on_predictions is not None:
+            on_predictions(_predictions(folds, chosen, columns, archive=archive, names=(level, group, protocol)))
+        described = [fold.candidates.describe(place) for fold, place in zip(folds, chosen, strict=True)]
+        found = _samples(folds, chosen, columns, task=archive.task, bootstrap=bootstrap)
+        for metric, samples in found.items():
+            measured[level, group, protocol, metric] = Measured(
+                samples=samples,
+                labels=("all classes",) if metric == ACCURACY else tuple(archive.label_names[c] for c in columns),
+                n_images=sum(len(fold.test.labels) for fold in folds),
+                n_patients=len(np.unique(np.concatenate([fold.test.patient_codes for fold in folds]))),
+                chosen={
+                    **{key: [one[key] for one in described] for key in described[0]},
+                    **({} if training is None else training.row(chosen[0])),
+                },
+                config=details,
             )
-            if not folds:
-                logger.warning("level %s, %s: too few images of its views, not measured", level, protocol)
-                continue
-            for group, columns in groups.items():
-                chosen = [fold.candidates.select(fold.val.labels, columns=columns) for fold in folds]
-                if on_predictions is not None:
-                    names = (level, group, protocol)
-                    on_predictions(_predictions(folds, chosen, columns, archive=archive, names=names))
-                values = [fold.candidates.values[place] for fold, place in zip(folds, chosen, strict=True)]
-                facts = {} if training is None else training.row(chosen[0])
-                found = _samples(folds, chosen, columns, task=archive.task, bootstrap=bootstrap)
-                names = tuple(archive.label_names[column] for column in columns)
-                for metric, samples in found.items():
-                    measured[level, group, protocol, metric] = Measured(
-                        samples=samples,
-                        labels=("all classes",) if metric == ACCURACY else names,
-                        n_images=sum(len(fold.test.labels) for fold in folds),
-                        n_patients=len(np.unique(np.concatenate([fold.test.patient_codes for fold in folds]))),
-                        chosen={folds[0].candidates.parameter: values, **facts},
-                        config=details,
-                    )
     return measured
 
 
@@ -181,53 +171,6 @@ def label_groups(label_names: Sequence[str], config: SuiteConfig, *, level: str)
     if level == "cross_view":  # other labels may belong to one image, and the other view cannot tell them
         members = {group: [c for c in members[group] if label_names[c] in FINDINGS] for group in members}
     return {group: members[group] for group in config.groups if members[group]}
-
-
-def make_folds(
-    features: NDArray[np.floating],
-    archive: LabelledImages,
-    config: SuiteConfig,
-    *,
-    level: str,
-    protocol: str,
-    candidates: Candidates | None = None,
-) -> tuple[list[Fold], dict[str, int]]:
-    """The probe's scores for each (bank, queries) of a level, and details for its rows; no fold where a part is empty.
-
-    candidates: scores of all validation and test images, where no probe is to make them. A protocol that tunes the backbone has
-    no folds without them.
-    """
-    cohort, rows, details = archive.cohort, np.arange(len(archive.cohort.split)), {}
-    if candidates is None and protocol in TUNED_PROTOCOLS:
-        return [], details
-    if level == "study":
-        features, n_missing = cohort.pool_by_study(features)
-        rows = np.unique(cohort.study_codes, return_index=True)[1]
-        cohort = cohort.by_study()
-        details = {"n_missing_families": int(n_missing[cohort.split == Split.TEST].sum())}
-    folds = []
-    for bank_family, query_family in _FOLDS.get(level, ((None, None),)):
-        in_bank, in_query = (
-            np.ones(len(cohort.split), dtype=bool) if family is None else cohort.family == family
-            for family in (bank_family, query_family)
-        )
-        bank = in_bank & (cohort.split == Split.TRAIN)
-        val, test = (in_query & (cohort.split == split) for split in (Split.VAL, Split.TEST))
-        if not bank.any() or not test.any():
-            return [], details
-        data = [ProbeData(features[of], cohort.labels[of]) for of in (bank, val, test)]
-        probed = candidates or frozen_candidates(data, config, protocol=protocol, task=archive.task)
-        if probed is None:
-            return [], details
-        parts, part_rows = [cohort.take(val), cohort.take(test)], [rows[val], rows[test]]
-        if level in SCORE_POOLING:
-            how, codes = SCORE_POOLING[level], [part.study_codes for part in parts]
-            pooled = [pool_scores(s, study_codes=c, how=how) for s, c in zip((probed.val, probed.test), codes)]
-            probed = replace(probed, val=pooled[0], test=pooled[1])
-            part_rows = [of[np.unique(c, return_index=True)[1]] for of, c in zip(part_rows, codes)]
-            parts = [part.by_study() for part in parts]
-        folds.append(Fold(probed, val=parts[0], test=parts[1], val_rows=part_rows[0], test_rows=part_rows[1]))
-    return folds, details
 
 
 def _samples(
@@ -257,7 +200,7 @@ def _predictions(
     for number, (fold, place) in enumerate(zip(folds, chosen, strict=True)):
         for part, of_rows, found in (
             (fold.val, fold.val_rows, fold.candidates.val[place]),
-            (fold.test, fold.test_rows, fold.candidates.test[place]),
+            (fold.test, fold.test_rows, fold.test_scores(place)),
         ):
             rows.append(of_rows)
             cohorts.append(part)

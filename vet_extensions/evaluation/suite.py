@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dinov2.eval.run_folder import list_checkpoints
 from vet_extensions.errors import UserError
@@ -33,7 +32,9 @@ from vet_extensions.evaluation.controls import (
     control_subjects,
     trained_subjects,
 )
+from vet_extensions.evaluation.curves import RESOLUTION
 from vet_extensions.evaluation.datasets import archive_root, open_data
+from vet_extensions.evaluation.feature_set import FeatureSet
 from vet_extensions.evaluation.features import OnProgress, short_hash
 from vet_extensions.evaluation.knn import knn_scores
 from vet_extensions.evaluation.leaks import NOT_TRAINED, check_runs, leaks_by_arm
@@ -44,9 +45,7 @@ from vet_extensions.evaluation.results import (
     Measured,
     Measurement,
     Result,
-    SuiteConfig,
     append_results,
-    load_suite,
     metric_name,
     result_row,
 )
@@ -59,6 +58,7 @@ from vet_extensions.evaluation.statistics import (
     macro_estimate,
 )
 from vet_extensions.evaluation.store import FeatureStore
+from vet_extensions.evaluation.suite_config import SuiteConfig, load_suite
 from vet_extensions.evaluation.tuner import Tuner
 from vet_extensions.schema import Split
 
@@ -100,7 +100,8 @@ def run_suite(
     share = max(1, n_images // _SCORING_SHARE)
     report = on_progress or (lambda done, total: None)
     tuner = Tuner(archive, config, folder=out_dir / "tuning", device=device)
-    work = [n_images + share + tuner.n_images * (subject.backbone is not None) for subject in subjects]
+    n_embedded = n_images * (1 + len(config.resolution.sizes_px) * (RESOLUTION in config.protocols))
+    work = [share + (n_images if subject.backbone is None else n_embedded + tuner.n_images) for subject in subjects]
     total = sum(work)
     test_patients = archive.cohort.patient_codes[archive.cohort.split == Split.TEST]
     bootstrap = PatientBootstrap(test_patients, n_resamples=config.bootstrap.n_resamples, seed=config.bootstrap.seed)
@@ -122,11 +123,11 @@ def run_suite(
         keep = partial(_keep, scorer=scorer, out_dir=out_dir, auditor=auditor)
         tuned = None
         if subject.backbone is not None:
-            tuned = tuner.of(subject.backbone, lambda done, at=before + n_images: report(at + done, total))
+            tuned = tuner.of(subject.backbone, lambda done, at=before + n_embedded: report(at + done, total))
         found = measure(features, archive, config, bootstrap=bootstrap, on_predictions=keep, tuned=tuned)
         measured.append((subject, found))
         if subject.arm != METADATA:
-            auditor.look_at_features(scorer, features)
+            auditor.look_at_features(scorer, features.vectors)
         if place == 0 and SHUFFLED_LABELS in config.controls:
             shuffled = list(_shuffled_rows(features, archive, config))
         report(before + work[place], total)
@@ -181,7 +182,7 @@ def knn_curve(
             store=store,
             device=device,
             rows=rows,
-        )
+        ).vectors(config.tokens)
         scores = knn_scores(
             features[len(bank) :],
             bank=features[: len(bank)],
@@ -207,10 +208,10 @@ def _metadata_subjects(archive: LabelledImages, config: SuiteConfig) -> list[Sub
     if features is None:
         logger.info("no fact differs among the training images: there is no metadata control")
         return []
-    return [Subject(METADATA, None, None, "", "", lambda _: features)]
+    return [Subject(METADATA, None, None, "", "", lambda _: FeatureSet(features))]
 
 
-def _shuffled_rows(features: NDArray[np.floating], archive: LabelledImages, config: SuiteConfig) -> Iterator[Result]:
+def _shuffled_rows(features: FeatureSet, archive: LabelledImages, config: SuiteConfig) -> Iterator[Result]:
     """The control of shuffled labels; a row that is not at chance is a fault of the scoring, and warned of."""
     for (level, group, protocol, metric), found in shuffled_scores(features, archive, config).items():
         if not found.is_at_chance:

@@ -9,7 +9,7 @@ import torch
 from vet_extensions.evaluation.cohort import LabelledImages
 from vet_extensions.evaluation.embedding import Backbone
 from vet_extensions.evaluation.finetune import Tuned, tune
-from vet_extensions.evaluation.results import SuiteConfig
+from vet_extensions.evaluation.suite_config import SuiteConfig
 from vet_extensions.evaluation.tuning_config import TUNED_LEVELS, TUNED_PROTOCOLS
 from vet_extensions.evaluation.tuning_data import rows_of
 from vet_extensions.schema import Split

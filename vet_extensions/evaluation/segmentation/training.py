@@ -22,12 +22,12 @@ from torch import Tensor
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.embedding import Backbone
 from vet_extensions.evaluation.features import network_input, prepare_image, short_hash
-from vet_extensions.evaluation.results import BootstrapConfig
 from vet_extensions.evaluation.segmentation.decoders import DECODERS
 from vet_extensions.evaluation.segmentation.dense import Segmenter, prepare_mask, restore, slide
 from vet_extensions.evaluation.segmentation.losses import LOSSES, Loss, build_loss
 from vet_extensions.evaluation.segmentation.scores import mean_case_dice, score_case, stack_scores
 from vet_extensions.evaluation.segmentation.sets import SegmentationSet
+from vet_extensions.evaluation.suite_config import BootstrapConfig
 from vet_extensions.schema import Split
 
 _GIB = 2**30

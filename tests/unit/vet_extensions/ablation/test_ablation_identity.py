@@ -11,7 +11,7 @@ from plan_factory import ROOT, write_plan
 from vet_extensions.ablation.configuration import resolve
 from vet_extensions.ablation.identity import SOURCES, cell_hash, code_hash
 from vet_extensions.ablation.plan import read_plan
-from vet_extensions.evaluation.results import SuiteConfig
+from vet_extensions.evaluation.suite_config import SuiteConfig
 
 
 @pytest.fixture

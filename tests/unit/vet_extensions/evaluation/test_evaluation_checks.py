@@ -9,7 +9,7 @@ import pytest
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.checks import check_cohort
 from vet_extensions.evaluation.cohort import MULTICLASS, Cohort, LabelledImages
-from vet_extensions.evaluation.results import KnnConfig, SuiteConfig
+from vet_extensions.evaluation.suite_config import KnnConfig, SuiteConfig
 
 N = 30
 

@@ -10,7 +10,7 @@ from vet_extensions.errors import UserError
 from vet_extensions.evaluation.checks import check_cohort
 from vet_extensions.evaluation.cohort import MULTICLASS, LabelledImages
 from vet_extensions.evaluation.datasets import open_data
-from vet_extensions.evaluation.results import KnnConfig, SuiteConfig
+from vet_extensions.evaluation.suite_config import KnnConfig, SuiteConfig
 
 
 def class_of(images: LabelledImages) -> dict[str, str]:

@@ -13,8 +13,8 @@ from vet_extensions.errors import UserError
 from vet_extensions.evaluation.checks import check_cohort
 from vet_extensions.evaluation.cohort import MULTICLASS, MULTILABEL
 from vet_extensions.evaluation.datasets import open_data
-from vet_extensions.evaluation.results import BootstrapConfig, KnnConfig, SuiteConfig
 from vet_extensions.evaluation.suite import run_suite
+from vet_extensions.evaluation.suite_config import BootstrapConfig, KnnConfig, SuiteConfig
 
 SMALL = SuiteConfig(knn=KnnConfig(ks=(2,)))
 NAMES = ["path", "patient", "study", "split", "view", "label"]

@@ -14,7 +14,7 @@ from vet_extensions.errors import UserError
 from vet_extensions.evaluation.checks import check_cohort
 from vet_extensions.evaluation.cohort import LabelledImages
 from vet_extensions.evaluation.datasets import open_data
-from vet_extensions.evaluation.results import KnnConfig, SuiteConfig
+from vet_extensions.evaluation.suite_config import KnnConfig, SuiteConfig
 from vet_extensions.intake.sources.labelling import CHEXPERT_FINDINGS
 
 NIH_HEADER = (

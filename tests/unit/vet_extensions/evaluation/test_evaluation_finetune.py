@@ -31,7 +31,7 @@ from vet_extensions.evaluation.embedding import BlockTokens, cls_name, embed
 from vet_extensions.evaluation.finetune import Tuned, tune
 from vet_extensions.evaluation.logistic import fit_logistic
 from vet_extensions.evaluation.metrics import AUROC, is_known, label_metrics, macro
-from vet_extensions.evaluation.results import LinearConfig
+from vet_extensions.evaluation.suite_config import LinearConfig
 from vet_extensions.evaluation.tuning_checks import NotTrainedAsIntended
 from vet_extensions.evaluation.tuning_config import BASE_LEARNING_RATES, TUNED_PROTOCOLS, TuningConfig
 from vet_extensions.evaluation.tuning_data import TuningImages, epoch_batches, rows_of

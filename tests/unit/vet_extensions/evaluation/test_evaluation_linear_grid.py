@@ -15,7 +15,6 @@ from vet_extensions.evaluation.linear_grid import (
     block_inputs,
     fit_linear_grid,
     linear_grid_probe,
-    refit_head,
 )
 from vet_extensions.evaluation.probes import ProbeData
 
@@ -90,17 +89,6 @@ def test_the_inputs_are_the_official_ones() -> None:
     np.testing.assert_array_equal(features[:, inputs["4 blocks"]], cls.reshape(2, 24))
     np.testing.assert_array_equal(features[:, inputs["1 block, mean patch"]], np.hstack([cls[:, 3], mean_patch]))
     np.testing.assert_array_equal(features[:, inputs["4 blocks, mean patch"]], features)
-
-
-def test_a_refitted_head_is_the_chosen_one_trained_alone_on_both_splits() -> None:
-    cls = blocks()
-    labels = make_labels(cls, MULTILABEL)
-    features, grid = fit(cls, labels, MULTILABEL)
-    again = refit_head(features, labels=labels, head="4 blocks, lr 1", grid=grid, epochs=EPOCHS, batch_size=BATCH)
-    np.testing.assert_allclose(again.scores(features)[0], grid.scores(features)[5], rtol=1e-5, atol=1e-6)
-    assert again.names == ("4 blocks, lr 1",)
-    with pytest.raises(UserError, match="no head '2 blocks"):
-        refit_head(features, labels=labels, head="2 blocks, lr 1", grid=grid)
 
 
 def test_the_probe_chooses_the_rate_that_is_best_on_validation() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from vet_extensions.errors import UserError
-from vet_extensions.evaluation.results import Result, SuiteConfig, append_results, load_suite, read_results
+from vet_extensions.evaluation.results import Result, append_results, read_results
+from vet_extensions.evaluation.suite_config import SuiteConfig, load_suite
 
 QUICK = Path(__file__).parents[4] / "configs" / "evaluation" / "quick.yaml"
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from vet_extensions.evaluation.cohort import MULTICLASS, MULTILABEL, Cohort, LabelledImages
+from vet_extensions.evaluation.feature_set import FeatureSet
 from vet_extensions.evaluation.metrics import ACCURACY, AUROC, BALANCED_ACCURACY, auroc
-from vet_extensions.evaluation.results import load_suite
 from vet_extensions.evaluation.scoring import Predictions, measure
 from vet_extensions.evaluation.statistics import PatientBootstrap, macro_estimate
+from vet_extensions.evaluation.suite_config import load_suite
 
 N = 240
 
@@ -42,7 +43,7 @@ def scored(task: str, **suite: object) -> tuple[dict, dict[tuple[str, str], Pred
     def keep(one: Predictions) -> None:
         kept[one.level, one.protocol] = one
 
-    return measure(features, images, config, bootstrap=bootstrap, on_predictions=keep), kept
+    return measure(FeatureSet(features), images, config, bootstrap=bootstrap, on_predictions=keep), kept
 
 
 def test_classes_have_accuracies_beside_the_metrics_of_labels() -> None:

@@ -9,12 +9,13 @@ import pytest
 from vet_extensions.evaluation import chance
 from vet_extensions.evaluation.chance import shuffled_scores
 from vet_extensions.evaluation.cohort import Cohort, LabelledImages
+from vet_extensions.evaluation.feature_set import FeatureSet
 from vet_extensions.evaluation.metrics import auroc
-from vet_extensions.evaluation.results import load_suite
 from vet_extensions.evaluation.scoring import Predictions
 from vet_extensions.evaluation.shortcuts import fact_features, read_facts
 from vet_extensions.evaluation.statistics import PatientBootstrap
 from vet_extensions.evaluation.subgroups import subgroup_gaps
+from vet_extensions.evaluation.suite_config import load_suite
 
 N = 400
 
@@ -63,6 +64,21 @@ def test_a_subgroup_that_a_model_fails_is_seen_with_its_gap(scored: tuple) -> No
     assert cats.gap.high < 0
     assert cats.gap.value == pytest.approx(-dogs.gap.value)
     assert cats.p_holm < 0.01
+
+
+def test_the_interval_of_a_gap_is_the_one_of_a_plain_loop_in_which_both_sides_see_the_same_patients(scored: tuple) -> None:
+    given, _ = scored
+    view = np.tile(["VD", "LATERAL_LEFT"], N // 2)
+    bootstrap = PatientBootstrap(given.patient_codes, n_resamples=40)
+    gaps = []
+    for counts in bootstrap.counts.T:
+        drawn = np.repeat(np.arange(N), counts[given.patient_codes].astype(int))
+        sides = [drawn[view[drawn] == name] for name in ("VD", "LATERAL_LEFT")]
+        first, second = (auroc(given.scores[rows, 0], given.labels[rows, 0]) for rows in sides)
+        gaps.append(first - second)
+    gap = subgroup_gaps(given, {"view": view}, bootstrap=bootstrap)[1].gap
+    assert gap is not None
+    assert [gap.low, gap.high] == pytest.approx(list(np.quantile(gaps, [0.025, 0.975])), abs=1e-6)
 
 
 def test_a_fact_that_makes_no_difference_shows_none(scored: tuple) -> None:
@@ -144,7 +160,7 @@ def easy() -> tuple[np.ndarray, LabelledImages]:
 
 def test_shuffled_labels_are_at_chance_where_the_true_ones_are_found() -> None:
     features, images = easy()
-    found = shuffled_scores(features, images, SUITE)
+    found = shuffled_scores(FeatureSet(features), images, SUITE)
     assert {key[:3] for key in found} == {(level, "all", p) for level in ("image", "study") for p in ("knn", "linear")}
     assert all(score.is_at_chance and score.low <= score.value <= score.high for score in found.values())
 
@@ -152,7 +168,7 @@ def test_shuffled_labels_are_at_chance_where_the_true_ones_are_found() -> None:
 def test_scoring_that_knows_the_answers_from_elsewhere_is_not_at_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     features, images = easy()
     monkeypatch.setattr(chance, "_dealt", lambda cohort, generator: cohort.labels)  # as if shuffling changed nothing
-    assert not any(score.is_at_chance for score in shuffled_scores(features, images, SUITE).values())
+    assert not any(score.is_at_chance for score in shuffled_scores(FeatureSet(features), images, SUITE).values())
 
 
 def test_test_labels_are_not_dealt_and_the_others_keep_their_counts() -> None:
@@ -172,5 +188,5 @@ def test_classes_are_dealt_as_classes() -> None:
     classes = replace(
         images, cohort=replace(images.cohort, labels=np.concatenate([one, 1 - one], axis=1)), task="multiclass"
     )
-    found = shuffled_scores(features, classes, replace(SUITE, levels=("image",)), n_deals=3)
+    found = shuffled_scores(FeatureSet(features), classes, replace(SUITE, levels=("image",)), n_deals=3)
     assert all(score.n_deals == 3 for score in found.values())
