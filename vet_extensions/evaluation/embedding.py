@@ -6,7 +6,9 @@ fine-tuning call `Backbone.intermediate` with gradients.
 Shape legend: B images of a batch, H = W = image_size_px, h = H // patch_size, w = W // patch_size, D feature width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -19,8 +21,12 @@ from torch.overrides import TorchFunctionMode
 
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.features import PixelsSource, network_input, prepare_image, short_hash
+from vet_extensions.evaluation.prefetch import batches_ahead
 
 MEAN_PATCH, PATCHES = "mean_patch", "patches"
+
+_MAX_HELPERS = 8
+"""Threads that prepare images for a GPU, which takes them faster than one thread makes them."""
 
 
 def cls_name(block_from_end: int) -> str:
@@ -170,22 +176,46 @@ def embed(
     """Batch after batch of the images `rows`: (their rows, array name -> features), without gradients, in evaluation mode.
 
     names: of `cls_name`, MEAN_PATCH (the mean patch token of the last block), PATCHES. amp_dtype: autocast type, None for
-    float32. Raises `UserError` for a size that the patches do not tile, or features that are not finite.
+    float32. The next batches are read meanwhile, in order and by one thread: until the iterator ends or is closed, the source is
+    its own. Raises `UserError` for a size that the patches do not tile, or features that are not finite.
     """
     backbone.check_size(image_size_px)
     device = torch.device(device)
     n_blocks = max([1, *(int(name.removeprefix("cls.")) for name in names if name.startswith("cls."))])
     backbone.model.eval().to(device)
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        prepared = [prepare_image(pixels_source.read(int(row)), image_size_px) for row in batch]
-        images = network_input(prepared, mean=backbone.mean, std=backbone.std).to(device)
-        # Entered anew for each batch: what the caller does between two batches is its own affair.
-        with torch.inference_mode(), torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-            blocks = backbone.intermediate(images, n_blocks)
-            found = {name: _pick(blocks, name).float().cpu().numpy() for name in names}
-        _refuse_not_finite(found, backbone)
-        yield batch, found
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    with closing(_inputs(backbone, pixels_source, batches, image_size_px=image_size_px, device=device)) as inputs:
+        for batch, images in zip(batches, inputs, strict=True):
+            # Entered anew for each batch: what the caller does between two batches is its own affair.
+            with torch.inference_mode(), torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+                blocks = backbone.intermediate(images.to(device, non_blocking=device.type == "cuda"), n_blocks)
+                found = {name: _pick(blocks, name).float().cpu().numpy() for name in names}
+            _refuse_not_finite(found, backbone)
+            yield batch, found
+
+
+def _inputs(
+    backbone: Backbone,
+    pixels_source: PixelsSource,
+    batches: Sequence[NDArray[np.integer]],
+    *,
+    image_size_px: int,
+    device: torch.device,
+) -> Generator[Tensor]:
+    """What the network takes for each batch, [B, 3, H, W], made ahead of it; for a GPU in memory that is copied fastest."""
+    is_cuda = device.type == "cuda"
+
+    def join(prepared: list[NDArray[np.float32]]) -> Tensor:
+        images = network_input(prepared, mean=backbone.mean, std=backbone.std)
+        return images.pin_memory() if is_cuda else images
+
+    return batches_ahead(
+        batches,
+        read=pixels_source.read,
+        prepare=partial(prepare_image, image_size_px=image_size_px),
+        join=join,
+        n_helpers=min(_MAX_HELPERS, os.cpu_count() or 1) if is_cuda else 0,
+    )
 
 
 def _pick(blocks: Sequence[BlockTokens], name: str) -> Tensor:
