@@ -106,9 +106,10 @@ ONLY = {
     ("vet_extensions.routing", "dinov2.loss"): {"dinov2.loss.routing"},
     ("vet_extensions.export", "dinov2.eval"): {"dinov2.eval.setup", "dinov2.eval.run_folder"},
     ("vet_extensions.evaluation", "vet_extensions.intake"): {
-        "vet_extensions.intake.image",
-        "vet_extensions.intake.options",
-        "vet_extensions.intake.refusal",
+        *(
+            f"vet_extensions.intake.{name}"
+            for name in ("decode", "dicom", "image", "opening", "options", "pixels", "refusal")
+        ),
         *(
             f"vet_extensions.intake.sources.{name}"
             for name in (

@@ -96,15 +96,17 @@ def largest_file(max_pixels: int) -> int:
 
 
 @contextmanager
-def open_dicom(file: BoundedFile, *, with_pixels: bool, max_pixels: int) -> Iterator[Dataset]:
+def open_dicom(
+    file: BoundedFile, *, with_pixels: bool, max_pixels: int, also: tuple[str, ...] = ()
+) -> Iterator[Dataset]:
     """The listed attributes of one file, with PixelData or without.
 
-    file: from `opened`. Inside the block pydicom neither warns nor logs: its messages quote values, and values are people's
-    names.
+    file: from `opened`. also: keywords of further attributes, for readers that are no part of the intake. Inside the
+    block pydicom neither warns nor logs: its messages quote values, and values are people's names.
     Errors: Refusal.
     """
     with _quiet_pydicom():
-        yield _parse(file, with_pixels=with_pixels, max_bytes=largest_file(max_pixels))
+        yield _parse(file, with_pixels=with_pixels, max_bytes=largest_file(max_pixels), also=also)
 
 
 def is_for_processing(dataset: Dataset) -> bool:
@@ -257,13 +259,13 @@ def _quiet_pydicom() -> Iterator[None]:
         settings.reading_validation_mode = mode
 
 
-def _parse(file: BoundedFile, *, with_pixels: bool, max_bytes: int) -> Dataset:
+def _parse(file: BoundedFile, *, with_pixels: bool, max_bytes: int, also: tuple[str, ...]) -> Dataset:
     start = file.read(132)
     if start[128:] != b"DICM":
         raise Refusal(Code.NOT_DICOM, "an empty file" if not start else "no DICM mark at byte 128 (PS3.10 section 7.1)")
     _check_deflated(file, max_bytes=max_bytes)
     file.seek(0)
-    tags = [_tag(keyword) for keyword in (PIXEL_KEYWORDS if with_pixels else HEADER_KEYWORDS)]
+    tags = [_tag(keyword) for keyword in (*(PIXEL_KEYWORDS if with_pixels else HEADER_KEYWORDS), *also)]
     dataset = None if with_pixels else _header_from_memory(file, tags)
     if dataset is not None:
         return dataset

@@ -1,10 +1,12 @@
-"""Files of volumes, all turned to one orientation. `volumes` and the adapters read through `read_volume` and `read_geometry`.
+"""Files of volumes, all turned to one orientation. `volumes` and the adapters read through it.
 
-NIfTI files are read with nibabel, an optional package.
+A volume is a NIfTI file, or a folder that holds a DICOM series; here alone this is told apart. nibabel, an optional package,
+reads the first and turns both.
 Shape legend: Z slices from the feet up, H rows from front to back, W columns from the patient's right to the left.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,34 +15,63 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vet_extensions.errors import UserError
+from vet_extensions.evaluation.datasets.dicom_series import series_files, series_grid, series_values
 
 MRI_PERCENTILES = (0.5, 99.5)
+
+
+@dataclass(frozen=True)
+class VolumeGrid:
+    """Where the voxels lie. shape: (Z, H, W). spacing: mm along each. corners: [2, 3], the first and the last voxel's place in mm
+    to the patient's right, front and up, which tells whether two volumes lie on each other."""
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    corners: NDArray[np.float64]
 
 
 def read_volume(path: Path, *, channel: int = 0) -> NDArray[np.float32]:
     """[Z, H, W], the values that the file means (Hounsfield units of CT). channel: which of a 4-D NIfTI file.
 
-    Errors: UserError for a damaged file or an absent channel.
+    path: a NIfTI file, or a folder that holds a DICOM series.
+    Errors: UserError for a damaged file, an absent channel, or a folder that holds no even stack of one series.
     """
-    image, orientation = _opened(path)
-    n_channels = image.shape[3] if len(image.shape) == 4 else 1
-    if channel >= n_channels:
-        raise UserError(f"{path.name} has {n_channels} channels, and number {channel} was asked for.")
-    try:
-        values = np.asarray(image.dataobj[..., channel] if len(image.shape) == 4 else image.dataobj, dtype=np.float32)
-    except (OSError, EOFError, ValueError) as error:
-        raise _damaged(path, error) from None
-    canonical = import_nibabel().apply_orientation(values, orientation)
+    if path.is_dir():
+        _refuse_channel(path, channel, n_channels=1)
+        values, grid = series_values(path)
+        affine = grid.affine
+    else:
+        values, affine = _nifti_values(path, channel)
+    nibabel = import_nibabel()
+    canonical = nibabel.apply_orientation(values, nibabel.io_orientation(affine))  # to the right, front, up
     return np.ascontiguousarray(canonical[::-1, ::-1].transpose(2, 1, 0))
 
 
-def read_geometry(path: Path) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
-    """(Z, H, W) and the spacing along each in mm, from the header alone. Errors: UserError for a damaged file."""
-    image, orientation = _opened(path)
-    order = np.argsort(orientation[:, 0])[::-1]  # axes of the file for Z, H, W
-    zooms = image.header.get_zooms()
-    z, h, w = (int(axis) for axis in order)
-    return (image.shape[z], image.shape[h], image.shape[w]), (float(zooms[z]), float(zooms[h]), float(zooms[w]))
+def read_grid(path: Path) -> VolumeGrid:
+    """From the headers alone. Errors: UserError, as `read_volume`."""
+    if path.is_dir():
+        series = series_grid(path)
+        shape, spacing, affine = series.shape, series.spacing, series.affine
+    else:
+        image = _open_nifti(path)
+        shape, spacing, affine = image.shape[:3], image.header.get_zooms()[:3], image.affine
+    nibabel = import_nibabel()
+    orientation = nibabel.io_orientation(affine)
+    affine = affine @ nibabel.orientations.inv_ornt_aff(orientation, shape)
+    z, h, w = (int(axis) for axis in np.argsort(orientation[:, 0])[::-1])  # axes of the file
+    last = np.array([shape[w], shape[h], shape[z]]) - 1
+    ends = np.array([[last[0], last[1], 0], [0, 0, last[2]]])  # of [Z, H, W], whose rows and columns run the other way
+    return VolumeGrid(
+        (int(shape[z]), int(shape[h]), int(shape[w])),
+        (float(spacing[z]), float(spacing[h]), float(spacing[w])),
+        nibabel.affines.apply_affine(affine, ends),
+    )
+
+
+def volume_content(path: Path) -> list[tuple[str, int]]:
+    """Names and sizes in bytes of the files that make up a volume, for a content hash."""
+    files = series_files(path) if path.is_dir() else [path]
+    return [(file.name, file.stat().st_size) for file in files]
 
 
 def read_grey(path: Path, *, window: tuple[float, float] | None, channel: int = 0) -> NDArray[np.uint16]:
@@ -94,12 +125,11 @@ def import_nibabel() -> Any:
         return import_module("nibabel")
     except ImportError:
         raise UserError(
-            "NIfTI files are read with nibabel, which is not installed: pip install 'vet-dino[volumes]'."
+            "Volumes are read with nibabel, which is not installed: pip install 'vet-dino[volumes]'."
         ) from None
 
 
-def _opened(path: Path) -> tuple[Any, np.ndarray]:
-    """The image and its orientation, [3, 2]: of each axis, which it is (to the right, front, up) and its direction."""
+def _open_nifti(path: Path) -> Any:
     nibabel = import_nibabel()
     try:
         image = nibabel.load(path)
@@ -107,7 +137,24 @@ def _opened(path: Path) -> tuple[Any, np.ndarray]:
         raise _damaged(path, error) from None
     if not 3 <= len(image.shape) <= 4:
         raise UserError(f"A volume has three dimensions, or four with channels; {path.name} has {len(image.shape)}.")
-    return image, nibabel.io_orientation(image.affine)
+    return image
+
+
+def _nifti_values(path: Path, channel: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """One channel in the order of the file, and the affine."""
+    image = _open_nifti(path)
+    has_channels = len(image.shape) == 4
+    _refuse_channel(path, channel, n_channels=image.shape[3] if has_channels else 1)
+    try:
+        values = np.asarray(image.dataobj[..., channel] if has_channels else image.dataobj, dtype=np.float32)
+    except (OSError, EOFError, ValueError) as error:
+        raise _damaged(path, error) from None
+    return values, image.affine
+
+
+def _refuse_channel(path: Path, channel: int, *, n_channels: int) -> None:
+    if channel >= n_channels:
+        raise UserError(f"{path.name} has {n_channels} channels, and number {channel} was asked for.")
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vet_extensions.errors import UserError
-from vet_extensions.evaluation.datasets.volume_files import HeldSlices, read_geometry, read_grey, read_volume
+from vet_extensions.evaluation.datasets.volume_files import HeldSlices, read_grey, read_grid, read_volume
 from vet_extensions.evaluation.segmentation.sets import SegmentationSet
 
 
@@ -20,9 +20,10 @@ from vet_extensions.evaluation.segmentation.sets import SegmentationSet
 class Volumes:
     """Volumes with a label map each.
 
-    images, labels: [n] files. split: [n] of train, val, test. patients: [n] names. window: the values that become black and white
-    (Hounsfield units of CT); None, for MRI, takes percentiles of each volume. channel: which of a 4-D image. class_names,
-    content_hash, policy: as in `SegmentationSet`. every: of the axial slices `slices` takes each so-many-th.
+    images: [n] NIfTI files or folders of a DICOM series. labels: [n] NIfTI files. split: [n] of train, val, test. patients: [n]
+    names. window: the values that become black and white (Hounsfield units of CT); None, for MRI, takes percentiles of each
+    volume. channel: which of a 4-D image. class_names, content_hash, policy: as in `SegmentationSet`.
+    every: of the axial slices `slices` takes each so-many-th.
     """
 
     name: str
@@ -50,14 +51,13 @@ class Volumes:
 
     def geometry(self, volume: int) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
         """(Z, H, W) and the spacing along each in mm, from the header. Errors: UserError where image and label map differ."""
-        shape, spacing = read_geometry(self.images[volume])
-        other, _ = read_geometry(self.labels[volume])
-        if shape != other:
+        grid, other = read_grid(self.images[volume]), read_grid(self.labels[volume])
+        if grid.shape != other.shape:
             raise UserError(
-                f"{self.name}: the label map of volume {volume} has {list(other)} voxels, its image {list(shape)}. They must be "
-                "of one size: download both again."
+                f"{self.name}: the label map of volume {volume} has {list(other.shape)} voxels, its image {list(grid.shape)}. "
+                "They must be of one size: download both again."
             )
-        return shape, spacing
+        return grid.shape, grid.spacing
 
     def slices(self) -> SegmentationSet:
         """The axial slices as cases, every volume whole in one split. Slices are read volume by volume: ask for them in order."""
