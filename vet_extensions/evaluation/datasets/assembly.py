@@ -47,8 +47,8 @@ class Found:
     def __len__(self) -> int:
         return len(self.path)
 
-    def take(self, rows: NDArray[np.bool_]) -> "Found":
-        """Some images, in their order."""
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.integer]) -> "Found":
+        """Some images, in the order of `rows`."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "facts"}
         kept = {name: None if array is None else array[rows] for name, array in arrays.items()}
         return replace(self, **kept, facts={name: values[rows] for name, values in self.facts.items()})

@@ -4,7 +4,8 @@ Their names may be those of patients: neither images nor patients are named in w
 Shape legend: n images, L labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ def table(
     label: str = "label",
     labels: str = "",
     classes: str = "",
+    facts: str = "",
     missing: str = "refuse",
     val: str = "0.1",
     test: str = "0.2",
@@ -50,24 +52,62 @@ def table(
 
     file: its name in `root`, from where the paths in it count. One class an image: `label` names the column of words, `classes`
     the vocabulary ("normal+tb"; without it, the words that occur). Several findings an image: `labels` names columns of 1, 0, -1
-    and blanks ("effusion+nodule"); columns called `label.<finding>` are found by themselves.
+    and blanks ("effusion+nodule"); columns called `label.<finding>` are found by themselves. facts: further columns of words
+    ("scanner+sex"), for subgroups and shortcuts.
     Errors: UserError for a missing table, column or file, and for a word outside the vocabulary.
     """
-    path = root / file
+    listed = read_label_table(root / file, label=label, labels=labels, classes=classes, facts=facts)
+    paths = [root / name for name in listed.found.path]
+    is_there, sizes = present_files(paths, missing=choice(missing, ("refuse", "skip"), key="missing"), name="the table")
+    return assemble(
+        listed.found.take(is_there),
+        listed.describe("table"),
+        reader=FileReader([path for path, here in zip(paths, is_there, strict=True) if here]),
+        cutting=read_cutting(val, test, seed=seed),
+        content=sizes[is_there].tolist(),
+    )
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """The rows of a table, and what their labels are. task: MULTICLASS or MULTILABEL."""
+
+    found: Found
+    label_names: tuple[str, ...]
+    task: str
+    has_patients: bool
+
+    def describe(self, name: str, *, policy: Mapping[str, str] | None = None) -> Description:
+        """policy: what else was decided."""
+        kind = "classes" if self.task == MULTICLASS else "findings, -1 and blanks not counted"
+        return Description(
+            name=name,
+            label_names=self.label_names,
+            task=self.task,
+            policy={"labels": f"{len(self.label_names)} {kind}", **(policy or {})},
+            has_patients=self.has_patients,
+            names_images=False,
+        )
+
+
+def read_label_table(path: Path, *, label: str, labels: str, classes: str, facts: str) -> LabelTable:
+    """The columns that `table` describes; `found.path` as the table writes it.
+
+    Errors: UserError for a missing table or column, and for a word outside the vocabulary.
+    """
     names = column_names(path)
     columns = labels.split("+") if labels else [name for name in names if name.startswith(LABEL_PREFIX)]
     roles = {role: next((n for n in known if n in names), "") for role, known in WELL_KNOWN.items()}
     if not roles["path"]:
         raise UserError(f"The table '{path.name}' has no column 'path'. Its columns: {', '.join(names[:40])}.")
+    known_facts = facts.split("+") if facts else []
     used = [roles[role] for role in ("path", "patient", "study", "split", "view") if roles[role]]
-    rows = read_columns(path, list(dict.fromkeys([*used, *(columns or [label])])))
+    rows = read_columns(path, list(dict.fromkeys([*used, *(columns or [label]), *known_facts])))
     if columns:
         label_names = tuple(finding_name(name.removeprefix(LABEL_PREFIX)) for name in columns)
         values = parse_labels([rows[name] for name in columns], label_names, policy=LabelPolicy())
     else:
         label_names, values = _classes(_texts(rows, label), classes.split("+") if classes else None, column=label)
-    paths = [root / name for name in _texts(rows, roles["path"])]
-    is_there, sizes = present_files(paths, missing=choice(missing, ("refuse", "skip"), key="missing"), name="the table")
     image = _texts(rows, roles["path"])
     patient = _named(rows, roles["patient"], otherwise=image)
     found = Found(
@@ -79,21 +119,9 @@ def table(
         if roles["split"]
         else None,
         view=np.array([str(decide_view_word(w)[0]) for w in _texts(rows, roles["view"])]) if roles["view"] else None,
-    ).take(is_there)
-    return assemble(
-        found,
-        Description(
-            name="table",
-            label_names=label_names,
-            task=MULTILABEL if columns else MULTICLASS,
-            policy={"labels": f"{len(label_names)} {'findings, -1 and blanks not counted' if columns else 'classes'}"},
-            has_patients=bool(roles["patient"]),
-            names_images=False,
-        ),
-        reader=FileReader([path for path, here in zip(paths, is_there, strict=True) if here]),
-        cutting=read_cutting(val, test, seed=seed),
-        content=sizes[is_there].tolist(),
+        facts={name: _texts(rows, name) for name in known_facts},
     )
+    return LabelTable(found, label_names, MULTILABEL if columns else MULTICLASS, bool(roles["patient"]))
 
 
 @DATA_SETS.register("class_folder")

@@ -5,12 +5,12 @@ The segmentation's command calls `open_segmentation`; what judges whole volumes 
 
 from pathlib import Path
 
-from vet_extensions.evaluation.datasets import masks, volume_sets
+from vet_extensions.evaluation.datasets import masks, volume_masks, volume_sets
 from vet_extensions.evaluation.datasets.registry import KEY, MASK_SETS, VOLUME_SETS, open_named
 from vet_extensions.evaluation.datasets.volumes import Volumes
 from vet_extensions.evaluation.segmentation.sets import SegmentationSet, open_mask_folder
 
-__all__ = ["masks", "open_segmentation", "open_volumes", "volume_sets"]
+__all__ = ["masks", "open_segmentation", "open_volumes", "volume_masks", "volume_sets"]
 
 
 def open_segmentation(what: str | Path) -> SegmentationSet:

@@ -119,6 +119,13 @@ def parse_window(text: str, *, default: tuple[float, float] | None) -> tuple[flo
     return low, high
 
 
+def describe_window(window: tuple[float, float] | None) -> str:
+    """In words, for the results."""
+    if window is None:
+        return f"{MRI_PERCENTILES[0]:g} to {MRI_PERCENTILES[1]:g} percentile of the volume"
+    return f"{window[0]:g} to {window[1]:g} HU"
+
+
 def import_nibabel() -> Any:
     """The module. Errors: UserError where it is not installed."""
     try:

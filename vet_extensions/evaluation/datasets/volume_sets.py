@@ -1,6 +1,6 @@
 """Public volumes with label maps: the ten tasks of the Medical Segmentation Decathlon, AMOS22, BTCV, and nnU-Net folders.
 
-Each adapter lists files and prescribed splits; `_volumes` looks the files up, completes the split by patient and compares the
+Each adapter lists files and prescribed splits; `collect` looks the files up, completes the split by patient and compares the
 numbers of labelled volumes with the published ones. Volumes without labels are not listed.
 """
 
@@ -18,7 +18,7 @@ from vet_extensions.evaluation.datasets.assembly import compare_counts, present_
 from vet_extensions.evaluation.datasets.options import choice, whole
 from vet_extensions.evaluation.datasets.registry import VOLUME_SETS
 from vet_extensions.evaluation.datasets.splitting import Cutting, complete_split, read_cutting
-from vet_extensions.evaluation.datasets.volume_files import parse_window
+from vet_extensions.evaluation.datasets.volume_files import describe_window, parse_window, volume_content
 from vet_extensions.evaluation.datasets.volumes import Volumes
 from vet_extensions.evaluation.features import short_hash
 from vet_extensions.schema import Split
@@ -50,11 +50,14 @@ _AMOS_VOLUMES = {
 
 
 @dataclass(frozen=True)
-class _Case:
+class Case:
+    """A volume with its label map. name: what it is called. split: where one is prescribed. patient: where it is not the name."""
+
     name: str
     image: Path
     label: Path
     split: str = ""
+    patient: str = ""
 
 
 @VOLUME_SETS.register("msd")
@@ -79,12 +82,12 @@ def msd(
     number = _channel(channel, modalities)
     task = int(found[1]) if (found := re.match(r"Task(\d\d)", root.resolve().name)) else 0
     cases = [
-        _Case(_stem(pair["image"]), root / pair["image"], root / pair["label"])
+        Case(_stem(pair["image"]), root / pair["image"], root / pair["label"])
         for pair in described.get("training", [])
         if not Path(pair["image"]).name.startswith("._")
     ]
     ct = LUNG if task == MSD_LUNG else SOFT_TISSUE
-    return _volumes(
+    return collect(
         f"MSD Task{task:02d}" if task else f"MSD {described.get('name', '')}".strip(),
         cases,
         _in_order(names),
@@ -110,14 +113,14 @@ def amos22(
     has_test = any((root / "labelsTs").glob("amos_*.nii.gz"))
     parts = {"Tr": Split.TRAIN, "Va": Split.VAL if has_test else Split.TEST, "Ts": Split.TEST}
     cases = [
-        _Case(_stem(label), root / f"images{part}" / label.name, label, str(split))
+        Case(_stem(label), root / f"images{part}" / label.name, label, str(split))
         for part, split in parts.items()
         for label in sorted((root / f"labels{part}").glob("amos_*.nii.gz"))
     ]
     is_mri = {case.name: int(case.name.removeprefix("amos_")) >= _FIRST_MRI for case in cases}
     if modality != "both":
         cases = [case for case in cases if is_mri[case.name] == (modality == "mri")]
-    return _volumes(
+    return collect(
         "AMOS22",
         cases,
         AMOS_CLASSES,
@@ -164,11 +167,11 @@ def btcv(
         numbers = [_number(path.name) for path in files]
         of_case = {n: str(Split.TEST if n in BTCV_TRANSUNET_TEST else Split.TRAIN) for n in numbers}
     cases = [
-        _Case(_number(path.name), images / path.name.replace("label", "img"), path, of_case.get(_number(path.name), ""))
+        Case(_number(path.name), images / path.name.replace("label", "img"), path, of_case.get(_number(path.name), ""))
         for path in files
     ]
     used = split or ("listed" if listed else "cut")
-    return _volumes(
+    return collect(
         "BTCV",
         cases,
         BTCV_CLASSES,
@@ -204,15 +207,15 @@ def nnunet(
     channels = {int(number): str(word) for number, word in _section(described, section).items()}
     number = _channel(channel, channels)
     cases = [
-        _Case(name, root / f"images{part}" / f"{name}_{number:04d}{ending}", label, str(split))
+        Case(name, root / f"images{part}" / f"{name}_{number:04d}{ending}", label, str(split))
         for part, split in (("Tr", Split.TRAIN), ("Ts", Split.TEST))
         for label in sorted((root / f"labels{part}").glob(f"*{ending}"))
         if not label.name.startswith("._") and (name := label.name.removesuffix(ending))
     ]
     if not any(case.split == Split.TEST for case in cases):
-        cases = [_Case(case.name, case.image, case.label) for case in cases]
+        cases = [Case(case.name, case.image, case.label) for case in cases]
     counts = {"all": int(described["numTraining"])} if "numTraining" in described else {}
-    return _volumes(
+    return collect(
         root.resolve().name,
         cases,
         _in_order(_nnunet_labels(_section(described, "labels"))),
@@ -224,9 +227,9 @@ def nnunet(
     )
 
 
-def _volumes(
+def collect(
     name: str,
-    cases: Sequence[_Case],
+    cases: Sequence[Case],
     class_names: tuple[str, ...],
     *,
     window: tuple[float, float] | None,
@@ -236,22 +239,25 @@ def _volumes(
     every: str,
     channel: int = 0,
 ) -> Volumes:
+    """The volumes of `cases`, the split completed by patient. published: part -> number of volumes of the complete data set.
+
+    Errors: UserError where there is none, or a file is missing.
+    """
     if not cases:
         raise UserError(f"{name}: no labelled volume in 'root'. Give the folder as it was downloaded and unpacked.")
-    _, image_sizes = present_files([case.image for case in cases], missing="refuse", name=name)
-    _, label_sizes = present_files([case.label for case in cases], missing="refuse", name=name)
-    patients = np.array([case.name for case in cases])
+    for paths in ([case.image for case in cases], [case.label for case in cases]):
+        present_files(paths, missing="refuse", name=name)
+    patients = np.array([case.patient or case.name for case in cases])
     split = np.array([case.split for case in cases], dtype="<U5")
     counts = {str(word): int((split == word).sum()) for word in Split} | {"all": len(cases)}
     counted = compare_counts(counts, published, name=name)
     split, how = complete_split(split, patients=patients, strata=np.full(len(cases), name), cutting=cutting)
-    shown = f"{window[0]:g} to {window[1]:g} HU" if window else "0.5 to 99.5 percentile of the volume"
-    policy = {**policy, "window": shown, "split": how, "counts": counted}
+    policy = {**policy, "window": describe_window(window), "split": how, "counts": counted}
     content = [
         patients.tolist(),
         split.tolist(),
-        image_sizes.tolist(),
-        label_sizes.tolist(),
+        [volume_content(case.image) for case in cases],
+        [volume_content(case.label) for case in cases],
         class_names,
         policy,
         every,
