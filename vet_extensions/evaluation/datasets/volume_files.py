@@ -5,7 +5,8 @@ reads the first and turns both.
 Shape legend: Z slices from the feet up, H rows from front to back, W columns from the patient's right to the left.
 """
 
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +19,8 @@ from vet_extensions.errors import UserError
 from vet_extensions.evaluation.datasets.dicom_series import series_files, series_grid, series_values
 
 MRI_PERCENTILES = (0.5, 99.5)
+HELD_BYTES = 2**30
+"""Of slices that a reader holds: six whole CT of 300 slices, or sixty thinned by `every=10`. Each worker process holds as much."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +89,26 @@ def read_grey(path: Path, *, window: tuple[float, float] | None, channel: int = 
 
 
 class HeldSlices:
-    """Slices by their number. The volume read last is held: asked for in order, each volume is read once.
+    """Slices by their number, read volume by volume; of the volumes that were read last, the slices in use are held.
 
+    Asked for in order, each volume is read once. Asked for at random, as training does, so are the volumes of a set whose slices
+    in use fit into `max_bytes`; of a larger set, one is read for nearly every slice.
     read_volume: number of a volume -> [Z, H, W]. places: of each slice its volume and z.
     """
 
-    def __init__(self, read_volume: Callable[[int], np.ndarray], places: Sequence[tuple[int, int]]) -> None:
-        self._read_volume, self._places = read_volume, tuple(places)
-        self._held: tuple[int, np.ndarray] | None = None
+    def __init__(
+        self,
+        read_volume: Callable[[int], np.ndarray],
+        places: Sequence[tuple[int, int]],
+        *,
+        max_bytes: int = HELD_BYTES,
+    ) -> None:
+        self._read_volume, self._places, self._max_bytes = read_volume, tuple(places), max_bytes
+        self._used: dict[int, list[int]] = {}
+        for volume, z in self._places:
+            self._used.setdefault(volume, []).append(z)
+        self._held: OrderedDict[int, dict[int, np.ndarray]] = OrderedDict()
+        self._n_bytes = 0
 
     def __len__(self) -> int:
         return len(self._places)
@@ -101,13 +116,25 @@ class HeldSlices:
     def read(self, row_index: int, /) -> np.ndarray:
         """[H, W]."""
         volume, z = self._places[row_index]
-        held = self._held
-        if held is None or held[0] != volume:
-            self._held = held = (volume, self._read_volume(volume))
-        return held[1][z]
+        if volume not in self._held:
+            self._hold(volume)
+        self._held.move_to_end(volume)
+        return self._held[volume][z]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_held": None}  # a copy for a worker process brings no volume along
+        return {
+            **self.__dict__,
+            "_held": OrderedDict(),
+            "_n_bytes": 0,
+        }  # a copy for a worker process brings no volume along
+
+    def _hold(self, volume: int) -> None:
+        read = self._read_volume(volume)
+        slices = {z: read[z].copy() for z in self._used[volume]}  # views would keep the whole volume
+        self._n_bytes += _n_bytes(slices)
+        while self._held and self._n_bytes > self._max_bytes:
+            self._n_bytes -= _n_bytes(self._held.popitem(last=False)[1])
+        self._held[volume] = slices
 
 
 def parse_window(text: str, *, default: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -138,6 +165,10 @@ def import_nibabel() -> Any:
         raise UserError(
             "Volumes are read with nibabel, which is not installed: pip install 'vet-dino[volumes]'."
         ) from None
+
+
+def _n_bytes(slices: Mapping[int, np.ndarray]) -> int:
+    return sum(pixels.nbytes for pixels in slices.values())
 
 
 def _open_nifti(path: Path) -> Any:

@@ -12,6 +12,7 @@ from vet_extensions.errors import UserError
 from vet_extensions.evaluation.cohort import MULTICLASS, MULTILABEL, LabelledImages
 from vet_extensions.evaluation.datasets import open_data
 from vet_extensions.evaluation.datasets.label_maps import open_segmentation, open_volumes
+from vet_extensions.evaluation.datasets.volume_files import HeldSlices
 
 pytest.importorskip("nibabel")
 
@@ -80,6 +81,25 @@ def test_a_volume_is_read_once_for_all_of_its_slices(volumes_root: Path, monkeyp
     for row in range(3 * DEPTH):
         found.reader.read(row)
     assert len(read) == 3
+
+
+def test_of_volumes_read_at_random_only_the_slices_in_use_are_held_within_a_bound() -> None:
+    read: list[int] = []
+
+    def read_volume(volume: int) -> np.ndarray:
+        read.append(volume)
+        return np.full((6, 4, 5), volume, np.uint16) + np.arange(6, dtype=np.uint16)[:, None, None] * 10
+
+    places = [(volume, z) for volume in range(3) for z in (1, 4)]
+    held = HeldSlices(read_volume, places, max_bytes=2 * 2 * 4 * 5 * 2)  # two slices of two volumes
+    order = [0, 2, 1, 3, 0, 2]
+    assert [int(held.read(row)[0, 0]) for row in order] == [places[row][0] + 10 * places[row][1] for row in order]
+    assert read == [0, 1]
+    held.read(4)
+    held.read(3)  # volume 1 was used last before volume 2, and stayed
+    assert read == [0, 1, 2]
+    held.read(0)
+    assert read == [0, 1, 2, 0]
 
 
 def test_every_so_many_th_slice_is_another_data_set(volumes_root: Path) -> None:
