@@ -66,7 +66,7 @@ def test_a_subgroup_that_a_model_fails_is_seen_with_its_gap(scored: tuple) -> No
     assert cats.p_holm < 0.01
 
 
-def test_the_interval_of_a_gap_is_the_one_of_a_plain_loop_in_which_both_sides_see_the_same_patients(scored: tuple) -> None:
+def test_the_interval_of_a_gap_is_that_of_a_plain_loop_over_resamples_that_both_sides_share(scored: tuple) -> None:
     given, _ = scored
     view = np.tile(["VD", "LATERAL_LEFT"], N // 2)
     bootstrap = PatientBootstrap(given.patient_codes, n_resamples=40)
