@@ -20,7 +20,7 @@ from vet_extensions.evaluation.datasets.dicom_series import series_files, series
 
 MRI_PERCENTILES = (0.5, 99.5)
 HELD_BYTES = 2**30
-"""Of slices that a reader holds: six whole CT of 300 slices, or sixty thinned by `every=10`. Each worker process holds as much."""
+"""Of slices that a reader holds: six whole CT of 300 slices, or sixty thinned by `every=10`. Each worker process has its own."""
 
 
 @dataclass(frozen=True)
@@ -200,4 +200,6 @@ def _refuse_channel(path: Path, channel: int, *, n_channels: int) -> None:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path.name} is no readable NIfTI file ({type(error).__name__}). Download it again.")
+    return UserError(
+        f"{path.name} is no readable NIfTI file ({type(error).__name__}). Download it again; of a DICOM series, give the folder."
+    )

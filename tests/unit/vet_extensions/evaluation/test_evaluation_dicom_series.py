@@ -235,6 +235,12 @@ def test_a_torn_compressed_slice_is_not_filled_with_grey(tmp_path: Path) -> None
         read_volume(folder)
 
 
+def test_who_gives_one_slice_for_its_series_is_told_to_give_the_folder(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "s", slices_of(asymmetric_phantom()))
+    with pytest.raises(UserError, match=r"IM0005.dcm is no readable NIfTI file .* of a DICOM series, give the folder"):
+        read_grid(folder / "IM0005.dcm")
+
+
 def test_a_colour_picture_is_no_slice(tmp_path: Path) -> None:
     slices = slices_of(asymmetric_phantom())
     folder = write_series(tmp_path / "s", slices[:-1])

@@ -13,6 +13,8 @@ from vet_extensions.evaluation.cohort import MULTICLASS, MULTILABEL, LabelledIma
 from vet_extensions.evaluation.datasets import open_data
 from vet_extensions.evaluation.datasets.label_maps import open_segmentation, open_volumes
 from vet_extensions.evaluation.datasets.volume_files import HeldSlices
+from vet_extensions.evaluation.suite import run_suite
+from vet_extensions.evaluation.suite_config import BootstrapConfig, KnnConfig, SuiteConfig
 
 pytest.importorskip("nibabel")
 
@@ -123,6 +125,24 @@ def test_a_missing_split_is_cut_by_patient_and_findings_and_facts_are_read(volum
     assert found.facts["scanner"][[0, DEPTH]].tolist() == ["scanner 0", "scanner 1"]
     with pytest.raises(UserError, match="site"):
         open_data(f"{what}:facts=site")
+
+
+def test_the_suite_scores_slices_and_volumes_and_names_no_folder(tmp_path: Path) -> None:
+    rows = []
+    for number in range(12):
+        phantom = asymmetric_phantom(seed=number)
+        phantom[4:12, 4:12, :] += np.int16(400 * (number % 2))
+        path = f"Doe^Jane/{number}"
+        write_series(tmp_path / path, slices_of(phantom))
+        rows.append([path, f"p{number}", ["train", "val", "test"][number // 2 % 3], "ab"[number % 2]])
+    what = write_table(tmp_path, "v.csv", ["path", "patient", "split", "label"], rows) + ":every=4:window=-1000,400"
+    suite = SuiteConfig(
+        knn=KnnConfig(ks=(1,)), protocols=("knn",), controls=(), bootstrap=BootstrapConfig(n_resamples=5)
+    )
+    results = run_suite(["pixels"], what, suite, tmp_path / "out")
+    accuracy = {row.level: row.value for row in results if row.metric == "accuracy"}
+    assert accuracy == {"image": 1.0, "study": 1.0}
+    assert "Doe" not in "".join(str(row.to_row()) for row in results)
 
 
 def test_missing_repeated_and_damaged_volumes_are_told(volumes_root: Path, tmp_path: Path) -> None:
