@@ -89,6 +89,7 @@ def spent(way: Callable[[], object], rows: int = 6) -> str:
 
 
 def memory_of(way: str, n_queries: int, n_bank: int, dim: int) -> None:
+    """One way on random features; with any other name the features alone, for what they take themselves."""
     generator = torch.Generator().manual_seed(0)
     queries, bank = (torch.randn(n, dim, generator=generator) for n in (n_queries, n_bank))
     for features in (queries, bank):

@@ -44,6 +44,7 @@ def train_torch_head(
 
 
 def main() -> None:
+    """Reads the options, makes the features once, and shows one table for each number of classes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=4_000)
     parser.add_argument("--dim", type=int, default=768)
@@ -66,6 +67,8 @@ def main() -> None:
 
 
 def show(features: np.ndarray, inputs: Inputs, n_classes: int, *, args: argparse.Namespace, clock: str) -> None:
+    """Prints the times of the grid and of single heads, and how far their weights are apart. features: [n, all inputs side by
+    side], inputs: name -> its columns; clock: as in `side_by_side.Timing.of`."""
     classes = np.random.default_rng(1).integers(0, n_classes, len(features))
     labels, rate = np.eye(n_classes, dtype=np.int8)[classes], LEARNING_RATES[-4]
     fit = partial(fit_linear_grid, features, labels=labels, epochs=1, batch_size=args.batch, task=MULTICLASS)

@@ -67,6 +67,13 @@ def test_the_k_nearest_neighbours() -> None:
 
 
 @pytest.mark.slow
+def test_images_made_ahead_of_the_network() -> None:
+    printed = printed_by("embed.py")
+    assert printed.count("\n| one by one |") == printed.count("\n| made ahead |") == 5
+    assert printed.count("Features equal to the last bit: yes") == 5
+
+
+@pytest.mark.slow
 def test_the_grid_of_linear_heads() -> None:
     printed = printed_by("probe.py")
     for way in ("the grid, 52 heads", "one head, own code", "one head, PyTorch"):

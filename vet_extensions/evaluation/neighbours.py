@@ -115,6 +115,7 @@ class _CoarseBank:
 
     @classmethod
     def of(cls, bank: Tensor) -> "_CoarseBank":
+        """Of unit rows [m, D]."""
         n_groups = -(-len(bank) // _GROUP)
         mean = bank.mean(dim=0)
         codes = torch.empty(n_groups, _GROUP, bank.shape[1], dtype=torch.int8)

@@ -34,6 +34,7 @@ class Tuner:
 
         @cache
         def tuned(protocol: str) -> Tuned:
+            """Progress counts on from the protocols that come before this one."""
             before = self._protocols.index(protocol) * self._n_each
             return tune(
                 backbone,
