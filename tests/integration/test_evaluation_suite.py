@@ -1,5 +1,6 @@
 """The suite on a tiny archive: two runs beside their controls, every level, honest splits, one embedding a checkpoint."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from run_factory import write_run
 
+from vet_extensions.commands.compare import write_page
 from vet_extensions.errors import UserError
-from vet_extensions.evaluation import controls, store
+from vet_extensions.evaluation import controls, judge, leaderboard, store
 from vet_extensions.evaluation.results import Result, read_results
+from vet_extensions.evaluation.scoring import measure
 from vet_extensions.evaluation.suite import knn_curve, run_suite
 from vet_extensions.evaluation.suite_config import SuiteConfig, load_suite
 from vet_extensions.manifest import write_manifest
@@ -143,17 +146,82 @@ def test_test_labels_play_no_part_in_choosing_hyper_parameters(evaluated: tuple,
             assert row.value == pytest.approx(1 - before.value, abs=1e-5)
 
 
-def test_a_second_evaluation_reads_the_features_and_gives_the_same_numbers(
+def test_a_second_evaluation_embeds_and_scores_nothing_and_leaves_every_file_as_it_is(
     evaluated: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, runs, results = evaluated
+    out = folder / "out"
+    write_page(out, n_resamples=20)
 
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("embedded a second time")
+        raise AssertionError("done a second time")
 
-    monkeypatch.setattr(store, "embed", refuse)
-    again = run_suite(runs, folder / "archive", SUITE, folder / "out")
-    assert [row.value for row in again] == [row.value for row in results]
+    for module, name in ((store, "embed"), (judge, "measure"), (leaderboard, "compare_evaluations")):
+        monkeypatch.setattr(module, name, refuse)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    again = run_suite(runs, folder / "archive", SUITE, out)
+    write_page(out, n_resamples=20)
+    assert [row.to_line() for row in again] == [row.to_line() for row in results]
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def count_measured(monkeypatch: pytest.MonkeyPatch, *, fails_at: int | None = None) -> list[int]:
+    """A list that grows by one with every subject that is scored; the one of number fails_at is not."""
+    scored: list[int] = []
+
+    def counted(*args: object, **options: object) -> object:
+        if len(scored) == fails_at:
+            raise KeyboardInterrupt
+        scored.append(len(scored))
+        return measure(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(judge, "measure", counted)
+    return scored
+
+
+def test_a_suite_that_was_stopped_goes_on_with_the_next_subject(
+    evaluated: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, runs, results = evaluated
+    count_measured(monkeypatch, fails_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(runs, folder / "archive", SUITE, tmp_path)
+    assert not (tmp_path / "results.jsonl").exists()
+    scored = count_measured(monkeypatch)
+    again = run_suite(runs, folder / "archive", SUITE, tmp_path)
+    assert len(scored) == 2  # the random init, and the pixels
+    assert [row.to_line() for row in again] == [row.to_line() for row in results]
+    assert (tmp_path / "audit.jsonl").read_bytes() == (folder / "out" / "audit.jsonl").read_bytes()
+
+
+def test_a_subject_whose_predictions_are_gone_is_scored_again(
+    evaluated: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, runs, _ = evaluated
+    out = tmp_path / "out"
+    shutil.copytree(folder / "out", out)
+    gone, changed = sorted(out.glob("predictions/vet_dino*/*.parquet"))[:2]
+    content = gone.read_bytes()
+    gone.unlink()
+    changed.write_bytes(changed.read_bytes()[:-1])
+    scored = count_measured(monkeypatch)
+    run_suite(runs, folder / "archive", SUITE, out)
+    assert len(scored) == 1
+    assert gone.read_bytes() == content
+
+
+def test_another_suite_is_scored_anew_and_its_rows_replace_the_earlier_ones(
+    evaluated: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, runs, results = evaluated
+    out = tmp_path / "out"
+    shutil.copytree(folder / "out", out)
+    scored = count_measured(monkeypatch)
+    again = run_suite(runs, folder / "archive", replace(SUITE, knn=replace(SUITE.knn, ks=(7,))), out)
+    assert len(scored) == len(find(results, kind="score", level="image", group="all", protocol="knn")) / 2
+    newest = read_results(out / "results.jsonl")
+    assert {row.to_line() for row in newest} == {row.to_line() for row in again}
+    assert {tuple(row.config["k"]) for row in find(newest, kind="score", protocol="knn", level="image")} == {(7,)}
 
 
 def test_an_archive_with_other_labels_has_no_gross_group_and_no_cross_view(evaluated: tuple, tmp_path: Path) -> None:

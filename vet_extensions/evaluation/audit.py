@@ -88,10 +88,11 @@ class Auditor:
 
 
 def append_audit(path: Path, rows: Iterable[AuditRow]) -> None:
-    """Append rows to a JSON-lines file; numbers that are not finite become null."""
+    """Append rows to a JSON-lines file; numbers that are not finite become null. What it holds already is not written again."""
+    known = {row.identity: _line(row) for row in read_audit(path)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(_plain(asdict(row)), allow_nan=False) + "\n" for row in rows))
+        file.write("".join(line for row in rows if (line := _line(row)) != known.get(row.identity)))
 
 
 def read_audit(path: Path) -> list[AuditRow]:
@@ -150,6 +151,10 @@ def _row(
 def _with(row: AuditRow, details: dict[str, Any]) -> AuditRow:
     row.details.update(details)
     return row
+
+
+def _line(row: AuditRow) -> str:
+    return json.dumps(_plain(asdict(row)), allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@
 letter are not distinguishable; controls and leaks stand in the same rows as the scores. The page loads nothing and sends nothing.
 """
 
+import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +13,17 @@ from typing import Any
 
 from jinja2 import Environment
 
+from dinov2.utils.files import file_sha256
 from vet_extensions.evaluation.audit import AUDIT_FILE, CALIBRATION, SHORTCUT, SUBGROUP, AuditRow, read_audit
 from vet_extensions.evaluation.chance import SHUFFLED_LABELS
 from vet_extensions.evaluation.compare import SAME, Comparison, Difference, Standing, compare_evaluations
+from vet_extensions.evaluation.features import short_hash
+from vet_extensions.evaluation.predictions import FOLDER as PREDICTIONS
 from vet_extensions.evaluation.results import RESULTS_FILE, Result, read_results
 from vet_extensions.evaluation.statistics import Estimate
+from vet_extensions.evaluation.subject_scores import scoring_code
 from vet_extensions.evaluation.suite_config import CONTROLS, PROTOCOL_NAMES
+from vet_extensions.evaluation.whole_files import whole_file
 
 PAGE = "leaderboard.html"
 TEMPLATES = Path(__file__).with_name("templates")
@@ -49,10 +55,14 @@ def write_leaderboard(
     n_resamples: int = 1000,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write the page of an evaluation's folder, whole or not at all, and return it.
+    """Write the page of an evaluation's folder, whole or not at all, and return it; one made from the same files stays.
 
     environment: finds TEMPLATES and the style sheet that all pages share. Raises `UserError` where the folder holds no results.
     """
+    about = _fingerprint(folder, n_resamples=n_resamples)
+    with contextlib.suppress(FileNotFoundError):
+        if f'content="{about}"' in (folder / PAGE).read_text(encoding="utf-8"):
+            return folder / PAGE
     comparison = compare_evaluations(
         [folder],
         with_controls=True,
@@ -62,11 +72,19 @@ def write_leaderboard(
         on_progress=on_progress,
     )
     results, audit = read_results(folder / RESULTS_FILE), read_audit(folder / AUDIT_FILE)
-    page = environment.get_template(PAGE).render(page_variables(comparison, results=results, audit=audit))
-    partial = folder / f".{PAGE}.partial"
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(folder / PAGE)
+    variables = page_variables(comparison, results=results, audit=audit)
+    page = environment.get_template(PAGE).render(variables, made_from=about)
+    with whole_file(folder / PAGE) as partial:
+        partial.write_text(page, encoding="utf-8")
     return folder / PAGE
+
+
+def _fingerprint(folder: Path, *, n_resamples: int) -> str:
+    """A hash of all that a page is made from: while it stays, so does the page."""
+    files = [folder / RESULTS_FILE, folder / AUDIT_FILE, *sorted((folder / PREDICTIONS).glob("*/*.parquet"))]
+    held = {file.relative_to(folder).as_posix(): file_sha256(file) for file in files if file.is_file()}
+    templates = [file_sha256(file) for file in sorted(TEMPLATES.glob("*.html"))]
+    return short_hash({"files": held, "n_resamples": n_resamples, "code": scoring_code(), "templates": templates})
 
 
 def page_variables(
@@ -226,14 +244,18 @@ def _calibration(audit: Sequence[AuditRow]) -> Iterator[dict[str, Any]]:
         if row.kind == CALIBRATION:
             found[row.arm, row.seed, row.checkpoint_hash, row.level, row.protocol][row.metric] = row
     for (arm, seed, _, level, protocol), rows in found.items():
-        brier, ece = rows.get("macro_brier"), rows.get("macro_ece")
-        if brier is None or ece is None:
+        brier, ece, beyond = (rows.get(f"macro_{name}") for name in ("brier", "ece", "ece_beyond_chance"))
+        if brier is None or ece is None or beyond is None:
             continue
-        estimate = Estimate(brier.value, brier.low, brier.high, 0, ())
-        errors = [brier.details.get("scaled"), ece.value, ece.details.get("if_perfect"), ece.details.get("scaled")]
         temperature = _number(ece.details.get("temperature"))
-        cells = [_of_seed(arm, seed), _level(level), _protocol(protocol), _fixed(brier.value), _interval(estimate)]
-        cells += [_fixed(_number(value)) for value in errors]
+        cells = [_of_seed(arm, seed), _level(level), _protocol(protocol)]
+        cells += [_fixed(brier.value), _interval(brier), _fixed(_number(brier.details.get("scaled")))]
+        cells += [
+            _fixed(ece.value),
+            _fixed(beyond.value),
+            _interval(beyond),
+            _fixed(_number(ece.details.get("scaled"))),
+        ]
         yield {
             "cells": [*cells, "20 or more" if temperature > _HIGHEST_TEMPERATURE else _fixed(temperature)],
             "curve": [(round(100 * x, 1), round(100 * (1 - y), 1)) for _, x, y in ece.details.get("curve", ())],
@@ -257,17 +279,15 @@ def _subgroup(row: AuditRow) -> dict[str, Any]:
     )
     if math.isnan(_number(d["p_holm"])):
         verdict = "not tested"
-    estimate = Estimate(row.value, row.low, row.high, 0, ())
-    more = [_fixed(row.value), _interval(estimate), _fixed(_number(d["rest"])), gap, verdict]
+    more = [_fixed(row.value), _interval(row), _fixed(_number(d["rest"])), gap, verdict]
     return {"cells": [*cells, *more], "not_judged": ""}
 
 
 def _shortcut(row: AuditRow) -> list[str]:
     d = row.details
-    estimate = Estimate(row.value, row.low, row.high, 0, ())
     can_read = "can be read" if row.low > d["chance"] else "not shown to be readable"
     values = f"{row.about} ({len(d['values'])} values)"
-    return [_of_seed(row.arm, row.seed), values, _fixed(row.value), _interval(estimate), _fixed(d["chance"]), can_read]
+    return [_of_seed(row.arm, row.seed), values, _fixed(row.value), _interval(row), _fixed(d["chance"]), can_read]
 
 
 def _of_seed(arm: str, seed: int | None) -> str:
@@ -297,7 +317,7 @@ def _fixed(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "–"
 
 
-def _interval(estimate: Estimate) -> str:
+def _interval(estimate: Estimate | AuditRow) -> str:
     return f"[{estimate.low:.3f}, {estimate.high:.3f}]" if math.isfinite(estimate.low) else "–"
 
 

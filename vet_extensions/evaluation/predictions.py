@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.scoring import Predictions
+from vet_extensions.evaluation.whole_files import whole_file
 
 FOLDER = "predictions"
 _KEY = b"vetdino.predictions"
@@ -97,12 +98,10 @@ def write_predictions(folder: Path, scorer: Scorer, predictions: Predictions) ->
     about = {"level": predictions.level, "group": predictions.group, "protocol": predictions.protocol}
     about |= {"are_logits": predictions.are_logits, "scorer": asdict(scorer)}
     table = pa.table(columns).replace_schema_metadata({_KEY: json.dumps(about).encode()})
-    place = folder / FOLDER / scorer.folder
-    place.mkdir(parents=True, exist_ok=True)
-    path = place / f"{predictions.level}.{predictions.group}.{predictions.protocol}.parquet"
-    partial = path.with_suffix(".partial")
-    pq.write_table(table, partial)
-    partial.replace(path)
+    name = f"{predictions.level}.{predictions.group}.{predictions.protocol}.parquet"
+    path = folder / FOLDER / scorer.folder / name
+    with whole_file(path) as partial:
+        pq.write_table(table, partial)
     return path
 
 

@@ -81,6 +81,10 @@ class Result:
             row[name] = row[name] if math.isfinite(row[name]) else None
         return row
 
+    def to_line(self) -> str:
+        """The line of a JSON-lines file."""
+        return json.dumps(self.to_row(), allow_nan=False) + "\n"
+
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Result":
         """The inverse of `to_row`."""
@@ -136,8 +140,13 @@ def result_row(kind: str, arm: str, measurement: Measurement, measured: Measured
 
 
 def append_results(path: Path, results: Iterable[Result]) -> None:
-    """Append rows to a JSON-lines file in one write, so that a reader or a second writer never sees half a batch."""
-    lines = "".join(json.dumps(result.to_row(), allow_nan=False) + "\n" for result in results).encode()
+    """Append rows to a JSON-lines file in one write, so that a reader or a second writer never sees half a batch.
+
+    What the file holds already, to the last digit and as the newest of its measurement, is not written again.
+    """
+    known = {row.identity: row.to_line() for row in read_results(path)} if path.is_file() else {}
+    new = [result for result in results if result.to_line() != known.get(result.identity)]
+    lines = "".join(result.to_line() for result in new).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:

@@ -20,9 +20,9 @@ import torch
 
 from dinov2.eval.run_folder import list_checkpoints
 from vet_extensions.errors import UserError
-from vet_extensions.evaluation.audit import AUDIT_FILE, Auditor, append_audit
+from vet_extensions.evaluation.audit import AUDIT_FILE, append_audit
 from vet_extensions.evaluation.backbones import open_backbone
-from vet_extensions.evaluation.chance import SHUFFLED_LABELS, shuffled_scores
+from vet_extensions.evaluation.chance import SHUFFLED_LABELS
 from vet_extensions.evaluation.checks import check_cohort
 from vet_extensions.evaluation.cohort import LabelledImages, open_archive
 from vet_extensions.evaluation.controls import (
@@ -32,40 +32,35 @@ from vet_extensions.evaluation.controls import (
     control_subjects,
     trained_subjects,
 )
-from vet_extensions.evaluation.curves import RESOLUTION
 from vet_extensions.evaluation.datasets import archive_root, open_data
 from vet_extensions.evaluation.feature_set import FeatureSet
 from vet_extensions.evaluation.features import OnProgress, short_hash
+from vet_extensions.evaluation.judge import Judge
 from vet_extensions.evaluation.knn import knn_scores
 from vet_extensions.evaluation.leaks import NOT_TRAINED, check_runs, leaks_by_arm
 from vet_extensions.evaluation.metrics import AUROC, label_metrics, macro
-from vet_extensions.evaluation.predictions import Scorer, write_predictions
 from vet_extensions.evaluation.results import (
     RESULTS_FILE,
     Measured,
     Measurement,
     Result,
     append_results,
-    metric_name,
+    read_results,
     result_row,
 )
-from vet_extensions.evaluation.scoring import Predictions, label_groups, measure
+from vet_extensions.evaluation.scoring import label_groups
 from vet_extensions.evaluation.shortcuts import METADATA, fact_features
 from vet_extensions.evaluation.statistics import (
-    PatientBootstrap,
     average,
     macro_difference,
     macro_estimate,
 )
 from vet_extensions.evaluation.store import FeatureStore
+from vet_extensions.evaluation.subject_scores import SubjectScores
 from vet_extensions.evaluation.suite_config import SuiteConfig, load_suite
-from vet_extensions.evaluation.tuner import Tuner
 from vet_extensions.schema import Split
 
 logger = logging.getLogger("vet_extensions")
-
-_SCORING_SHARE = 4
-"""Progress counts the scoring of one set of features as a quarter of its embedding."""
 
 
 def run_suite(
@@ -78,7 +73,9 @@ def run_suite(
     device: str | torch.device = "cpu",
     allow_leak: bool = False,
 ) -> list[Result]:
-    """Judge every backbone beside its controls; append to out_dir/results.jsonl; return the rows.
+    """Judge every backbone beside its controls; add what is new to out_dir/results.jsonl; return all rows.
+
+    What an earlier call with the same out_dir has embedded, trained or scored is read: one that was interrupted goes on.
 
     specs: run folders (their newest checkpoint), checkpoints, or whatever else `backbones.open_backbone` takes. The arm of a run
     is its routing.name, its seed train.seed; further ones of the same arm and seed become "<arm>#2" and so on. data:
@@ -87,6 +84,8 @@ def run_suite(
     says so instead.
     """
     config, out_dir = load_suite(suite_config), Path(out_dir)
+    if (out_dir / RESULTS_FILE).is_file():
+        read_results(out_dir / RESULTS_FILE)  # what cannot be added to is refused before the work
     archive = open_data(data)
     check_cohort(archive, config)
     pretraining = check_runs(specs, archive_root(data), allow_leak=allow_leak)
@@ -96,41 +95,16 @@ def run_suite(
     subjects += control_subjects(specs, archive, config, store=store, device=device)
     subjects += _metadata_subjects(archive, config)
 
-    n_images = len(archive.cohort.split)
-    share = max(1, n_images // _SCORING_SHARE)
+    judge = Judge(archive, config, out_dir=out_dir, leaks=leaks, device=device)
     report = on_progress or (lambda done, total: None)
-    tuner = Tuner(archive, config, folder=out_dir / "tuning", device=device)
-    n_embedded = n_images * (1 + len(config.resolution.sizes_px) * (RESOLUTION in config.protocols))
-    work = [share + (n_images if subject.backbone is None else n_embedded + tuner.n_images) for subject in subjects]
-    total = sum(work)
-    test_patients = archive.cohort.patient_codes[archive.cohort.split == Split.TEST]
-    bootstrap = PatientBootstrap(test_patients, n_resamples=config.bootstrap.n_resamples, seed=config.bootstrap.seed)
-    auditor = Auditor(archive, bootstrap=bootstrap, confidence=config.bootstrap.confidence)
-    shuffled: list[Result] = []
-    measured: list[tuple[Subject, dict[Measurement, Measured]]] = []
+    work = [judge.n_units(subject) for subject in subjects]
+    scored: list[tuple[Subject, SubjectScores]] = []
     for place, subject in enumerate(subjects):
-        before = sum(work[:place])
-        features = subject.compute(lambda done, _, before=before: report(before + done, total))
-        scorer = Scorer(
-            arm=subject.arm,
-            seed=subject.seed,
-            checkpoint_hash=subject.checkpoint_hash,
-            is_control=subject.arm not in leaks,
-            data=archive.content_hash,
-            task=archive.task,
-            leak=leaks.get(subject.arm, NOT_TRAINED),
-        )
-        keep = partial(_keep, scorer=scorer, out_dir=out_dir, auditor=auditor)
-        tuned = None
-        if subject.backbone is not None:
-            tuned = tuner.of(subject.backbone, lambda done, at=before + n_embedded: report(at + done, total))
-        found = measure(features, archive, config, bootstrap=bootstrap, on_predictions=keep, tuned=tuned)
-        measured.append((subject, found))
-        if subject.arm != METADATA:
-            auditor.look_at_features(scorer, features.vectors)
-        if place == 0 and SHUFFLED_LABELS in config.controls:
-            shuffled = list(_shuffled_rows(features, archive, config))
-        report(before + work[place], total)
+        with_shuffled = place == 0 and SHUFFLED_LABELS in config.controls
+        at = partial(_count, report, before=sum(work[:place]), total=sum(work))
+        scored.append((subject, judge.scores(subject, at, with_shuffled=with_shuffled)))
+    measured = [(subject, scores.measured) for subject, scores in scored]
+    shuffled = [row for _, scores in scored for row in scores.shuffled]
     shared = {"suite": short_hash(asdict(config)), "manifest": archive.content_hash, **_shared_config(config)}
     if archive.policy:
         shared["data"] = {"name": archive.name, **archive.policy}
@@ -139,7 +113,7 @@ def run_suite(
         for row in [*_rows(measured, config.bootstrap.confidence), *shuffled]
     ]
     append_results(out_dir / RESULTS_FILE, results)
-    append_audit(out_dir / AUDIT_FILE, auditor.rows)
+    append_audit(out_dir / AUDIT_FILE, (row for _, scores in scored for row in scores.audit))
     return results
 
 
@@ -194,10 +168,8 @@ def knn_curve(
     return curve
 
 
-def _keep(predictions: Predictions, *, scorer: Scorer, out_dir: Path, auditor: Auditor) -> None:
-    write_predictions(out_dir, scorer, predictions)
-    if not scorer.is_control:
-        auditor.look_at_predictions(scorer, predictions)
+def _count(report: OnProgress, done: int, _: int, *, before: int, total: int) -> None:
+    report(before + done, total)
 
 
 def _metadata_subjects(archive: LabelledImages, config: SuiteConfig) -> list[Subject]:
@@ -209,35 +181,6 @@ def _metadata_subjects(archive: LabelledImages, config: SuiteConfig) -> list[Sub
         logger.info("no fact differs among the training images: there is no metadata control")
         return []
     return [Subject(METADATA, None, None, "", "", lambda _: FeatureSet(features))]
-
-
-def _shuffled_rows(features: FeatureSet, archive: LabelledImages, config: SuiteConfig) -> Iterator[Result]:
-    """The control of shuffled labels; a row that is not at chance is a fault of the scoring, and warned of."""
-    for (level, group, protocol, metric), found in shuffled_scores(features, archive, config).items():
-        if not found.is_at_chance:
-            logger.warning(
-                "NOT AT CHANCE: %s, %s, %s scores %.3f [%.3f, %.3f] on shuffled labels. What a probe was taught there is "
-                "noise, so the scoring itself knows test labels: believe no row before that is understood.",
-                *(level, group, protocol, found.value, found.low, found.high),
-            )
-        row = Result(
-            kind="score",
-            arm=SHUFFLED_LABELS,
-            level=level,
-            group=group,
-            protocol=protocol,
-            metric=metric_name(metric),
-            value=found.value,
-            low=found.low,
-            high=found.high,
-            n_images=found.n_images,
-            n_patients=found.n_patients,
-            n_labels=found.n_labels,
-            n_skipped_labels=0,
-            config={"interval": f"over {found.n_deals} deals of the labels", "is_at_chance": found.is_at_chance},
-        )
-        yield row
-        yield replace(row, kind="mean")
 
 
 def _shared_config(config: SuiteConfig) -> dict[str, Any]:

@@ -5,16 +5,17 @@ Every file appears under its name when it is whole. Any of them may be deleted a
 
 import contextlib
 import json
-import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from vet_extensions.evaluation.whole_files import whole_file
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Finished:
     def write(self, path: Path) -> None:
         """Keep it as .npz."""
         facts = json.dumps(asdict(self.facts))
-        _write_whole(path, lambda file: np.savez(file, val=self.val, test=self.test, facts=np.array(facts)))
+        with whole_file(path) as partial, partial.open("wb") as file:
+            np.savez(file, val=self.val, test=self.test, facts=np.array(facts))
 
     @classmethod
     def read(cls, path: Path) -> "Finished | None":
@@ -60,7 +62,8 @@ class Finished:
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
     """A training's state, in tensors and plain values."""
-    _write_whole(path, lambda file: torch.save(state, file))
+    with whole_file(path) as partial:
+        torch.save(state, partial)
 
 
 def read_state(path: Path) -> dict[str, Any] | None:
@@ -91,13 +94,3 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def _write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
