@@ -47,7 +47,8 @@ def _split_faults(images: LabelledImages) -> Iterator[str]:
     if torn := int((n_splits > 1).sum()):
         yield (
             f"{torn} of {len(patients)} patients have images in more than one split, so that a probe would be tested on patients "
-            "that it was fitted on. Split by patient with: vetdino split ROOT --replace"
+            "that it was fitted on. Split an intake folder by patient with: vetdino split ROOT --replace. Mend the splits of a "
+            "table, or leave its column of splits out: they are then cut by patient."
         )
 
 

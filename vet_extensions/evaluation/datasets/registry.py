@@ -35,9 +35,14 @@ KEY = re.compile(r":(?=[A-Za-z_]\w*=)")
 def open_data(what: str | Path) -> LabelledImages:
     """An intake folder, or the public data set that a string `NAME:root=FOLDER:key=value` names.
 
-    Errors: UserError for an unknown name or key, and whatever the adapter refuses.
+    Errors: UserError for a folder that does not exist, an unknown name or key, and whatever the adapter refuses.
     """
     root = archive_root(what)
+    if root is not None and not root.exists():
+        raise UserError(
+            f"'{what}' does not exist, and no data set is called so. Give the folder that `vetdino intake` wrote, or "
+            f"NAME:root=FOLDER, where NAME is one of {', '.join(_adapters().names())}."
+        )
     return open_named(_adapters(), str(what)) if root is None else open_archive(root)
 
 

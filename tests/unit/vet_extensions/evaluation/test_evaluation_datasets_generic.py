@@ -84,6 +84,13 @@ def test_missing_files_tables_and_columns_are_named(root: Path) -> None:
         open_data(f"table:root={root}")
 
 
+def test_a_folder_that_does_not_exist_is_told_beside_what_may_be_given(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"'.*nowhere' does not exist.*`vetdino intake` wrote, or NAME:root=FOLDER.*chexpert"
+    ):
+        open_data(tmp_path / "nowhere")
+
+
 def test_a_damaged_file_is_told_by_its_number_and_a_blank_one_is_black(root: Path) -> None:
     images = open_data(f"table:root={root}:file=images.csv")
     (root / "i0.png").write_bytes((root / "i0.png").read_bytes()[:60])
