@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vet_extensions.evaluation.bags import study_bags
 from vet_extensions.evaluation.cohort import Cohort, LabelledImages, pool_scores
 from vet_extensions.evaluation.feature_set import FeatureSet
 from vet_extensions.evaluation.metrics import METRICS
+from vet_extensions.evaluation.pooling import pooling_probe
+from vet_extensions.evaluation.pooling_config import POOLING_LEVEL, POOLING_PROTOCOLS
 from vet_extensions.evaluation.probes import Candidates, ProbeData
 from vet_extensions.evaluation.protocols import REFITTED, frozen_candidates, refitted_scores
 from vet_extensions.evaluation.statistics import LabelSamples, PatientBootstrap, concatenate
@@ -101,6 +104,8 @@ def make_folds(
     cohort, rows = archive.cohort, np.arange(len(archive.cohort.split))
     if candidates is None and protocol in TUNED_PROTOCOLS:
         return [], details
+    if protocol in POOLING_PROTOCOLS:
+        return [_fold_of_bags(features, archive, config, protocol)] if level == POOLING_LEVEL else [], details
     if level == "study":
         features, n_missing = features.pooled_by_study(cohort)
         rows = np.unique(cohort.study_codes, return_index=True)[1]
@@ -138,6 +143,20 @@ def make_folds(
             Fold(probed, val=parts[0], test=parts[1], val_rows=part_rows[0], test_rows=part_rows[1], refit=refit)
         )
     return folds, details
+
+
+def _fold_of_bags(features: FeatureSet, archive: LabelledImages, config: SuiteConfig, protocol: str) -> Fold:
+    """Studies whose images are pooled by what the protocol learns, or by their mean or maximum."""
+    cohort, settings = archive.cohort, config.linear
+    rows_of = [np.flatnonzero(cohort.split == split) for split in (Split.TRAIN, Split.VAL, Split.TEST)]
+    bank, val, test = (study_bags(features.vectors[rows], cohort.take(rows)) for rows in rows_of)
+    probed = pooling_probe(
+        bank, val=val, test=test, how=protocol, config=config.pooling, task=archive.task, c_grid=settings.c_grid,
+        max_iterations=settings.max_iterations,
+    )  # fmt: skip
+    first = [rows[np.unique(cohort.study_codes[rows], return_index=True)[1]] for rows in rows_of[1:]]
+    parts = [cohort.take(rows).by_study() for rows in rows_of[1:]]
+    return Fold(probed, val=parts[0], test=parts[1], val_rows=first[0], test_rows=first[1])
 
 
 def _pooled(refit: Refit, place: int, *, study_codes: NDArray[np.integer], how: str) -> NDArray[np.floating]:

@@ -13,6 +13,8 @@ FIXED_POOLINGS = {POOL_MEAN: "mean", POOL_MAX: "max"}
 """Protocols that pool features before a linear probe -> how."""
 LEARNED_POOLINGS = (POOL_ATTENTION, ABMIL, POOL_TRANSFORMER)
 POOLING_PROTOCOLS = (*FIXED_POOLINGS, *LEARNED_POOLINGS)
+POOLING_LEVEL = "study"
+"""The level of a suite whose cases are bags."""
 
 POSITIONS = ("relative", "none")
 

@@ -21,6 +21,7 @@ from vet_extensions.evaluation.feature_set import FeatureSet
 from vet_extensions.evaluation.finetune import Tuned
 from vet_extensions.evaluation.folds import Fold, make_folds
 from vet_extensions.evaluation.metrics import ACCURACY, CLASS_METRICS, METRICS
+from vet_extensions.evaluation.pooling_config import POOLING_LEVEL, POOLING_PROTOCOLS
 from vet_extensions.evaluation.results import Measured, Measurement
 from vet_extensions.evaluation.retrieval import RETRIEVAL, measure_retrieval
 from vet_extensions.evaluation.statistics import LabelSamples, PatientBootstrap, average
@@ -93,6 +94,8 @@ def measure(
                     features.vectors, archive.cohort, level=level, label_names=archive.label_names, groups=groups,
                     bootstrap=bootstrap,
                 )  # fmt: skip
+                continue
+            if protocol in POOLING_PROTOCOLS and level != POOLING_LEVEL:
                 continue
             training = None
             if protocol in TUNED_PROTOCOLS:

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.linear_grid import LEARNING_RATES
+from vet_extensions.evaluation.pooling_config import POOLING_PROTOCOLS, PoolingConfig
 from vet_extensions.evaluation.tuning_config import TUNED_PROTOCOLS, TuningConfig
 
 PROTOCOLS = (
@@ -21,6 +22,7 @@ PROTOCOLS = (
     "label_share",
     "resolution",
     "retrieval",
+    *POOLING_PROTOCOLS,
     *TUNED_PROTOCOLS,
 )
 PROTOCOL_NAMES = {
@@ -31,6 +33,11 @@ PROTOCOL_NAMES = {
     "few_shot": "few-shot, patients a label:",
     "label_share": "share of the labels:",
     "resolution": "linear probe, pixels a side:",
+    "pool_mean": "mean of the slices",
+    "pool_max": "maximum of the slices",
+    "pool_attention": "attention over slices",
+    "abmil": "gated attention (ABMIL)",
+    "pool_transformer": "transformer over slices",
     "finetune": "fine-tuned end to end",
     "lora": "LoRA",
     "dora": "DoRA",
@@ -120,6 +127,7 @@ class SuiteConfig:
     refit: bool = False
     few_shot: FewShotConfig = field(default_factory=FewShotConfig)
     resolution: ResolutionConfig = field(default_factory=ResolutionConfig)
+    pooling: PoolingConfig = field(default_factory=PoolingConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)
 

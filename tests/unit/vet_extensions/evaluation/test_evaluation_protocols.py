@@ -139,6 +139,22 @@ def test_every_probe_that_can_be_refitted_scores_otherwise_and_not_worse_than_ch
     assert found["image", "all", protocol, "auroc"].samples.values.mean() > 0.8
 
 
+@pytest.mark.parametrize("task", [MULTILABEL, MULTICLASS])
+def test_every_pooling_judges_studies_by_their_images_and_no_other_level(task: str) -> None:
+    data, features = archive(task)
+    names = ["pool_mean", "pool_max", "pool_attention", "abmil", "pool_transformer"]
+    pooling = {"epochs": 15, "learning_rates": [0.003], "width": 16, "positions": "none"}
+    found, kept = measure_made_up(
+        FeatureSet(features), data, protocols=names, levels=["image", "study"], pooling=pooling
+    )
+    assert {key[:3] for key in found} == {("study", "all", name) for name in names}
+    for name in names:
+        assert found["study", "all", name, "auroc"].samples.values.mean() > 0.7
+        test = kept[name].of_split("test")
+        np.testing.assert_array_equal(test.labels, data.cohort.labels[data.cohort.split == "test"][::2])
+        assert test.case_ids.tolist() == [str(code) for code in range(90, 120)]
+
+
 def test_studies_are_pooled_from_refitted_image_scores() -> None:
     data, features = archive(MULTILABEL)
     _, refitted = measure_made_up(FeatureSet(features), data, protocols=["linear"], refit=True)
