@@ -147,6 +147,15 @@ def test_the_page_shows_scores_groups_controls_and_leaks_and_names_no_folder(eva
     assert "://" not in page
 
 
+def test_the_page_shows_the_intervals_of_brier_score_and_calibration_error(evaluated: tuple) -> None:
+    page = write_leaderboard(evaluated[0] / "out", page_environment(TEMPLATES), n_resamples=50).read_text()
+    rows = [row for row in read_audit(evaluated[0] / "out" / AUDIT_FILE) if row.kind == "calibration"]
+    shown = [row for row in rows if row.metric in ("macro_brier", "macro_ece_beyond_chance") and row.arm == "vet_dino"]
+    assert len(shown) == 2 * len(SUITE.levels) * len(SUITE.protocols)
+    assert all(f"[{row.low:.3f}, {row.high:.3f}]" in page for row in shown)
+    assert all(row.low <= row.value <= row.high for row in shown)
+
+
 def test_what_keeps_no_predictions_is_on_the_page_without_letters(evaluated: tuple) -> None:
     (row,) = find(evaluated[2], kind="mean", arm="vet_dino", level="image", protocol="linear", metric="macro_auroc")
     comparison = compare_evaluations([evaluated[0] / "out"], with_labels=False, n_resamples=20)
