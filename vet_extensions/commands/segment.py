@@ -57,13 +57,16 @@ def segment(
     epochs: Annotated[int, typer.Option(min=1, help="At most; the best one on the validation split counts.")] = 40,
     tolerance: Annotated[float, typer.Option(help="Of the surface Dice, in mm.")] = 3.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the decoders' first weights and the order of cases.")] = 0,
+    save_masks: Annotated[
+        bool, typer.Option("--save-masks", help="Write predicted test label maps, NIfTI or PNG, to OUT/masks.")
+    ] = False,
     control: Annotated[bool, typer.Option(help="Beside the same network with random weights.")] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> str:
     """Train decoders on frozen features and score them: Dice, HD95 and surface Dice by case, with intervals over patients.
 
-    The learning rate and the epoch are chosen on the validation cases; the test cases are scored once. The same command goes on
-    after a stop.
+    The learning rate and the epoch are chosen on the validation cases; the test cases are scored once. Slices of volumes are
+    scored one by one, and stacked to their volumes in 3-D. The same command goes on after a stop.
     """
     from dinov2.utils.device import resolve_device
     from vet_extensions.evaluation.datasets.label_maps import open_segmentation
@@ -87,6 +90,7 @@ def segment(
             out,
             config,
             has_control=control,
+            has_masks=save_masks,
             on_progress=progress,
             device=resolve_device(device, key="--device"),
         )
@@ -97,7 +101,7 @@ def _in_one_line(row: "Result") -> str:
     what = row.arm if row.baseline is None else f"{row.arm} - {row.baseline}"
     size = f"  {row.config['n_decoder_parameters']:,} parameters" if "n_decoder_parameters" in row.config else ""
     return (
-        f"{what:<32} {row.protocol:<18} {row.group:<12} {row.metric:<13} "
+        f"{what:<32} {row.protocol:<18} {row.level:<7} {row.group:<12} {row.metric:<13} "
         f"{row.value:7.3f} [{row.low:.3f}, {row.high:.3f}]{size}"
     )
 

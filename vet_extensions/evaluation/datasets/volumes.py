@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation.datasets.volume_files import HeldSlices, read_grey, read_grid, read_volume
-from vet_extensions.evaluation.segmentation.sets import SegmentationSet
+from vet_extensions.evaluation.segmentation.sets import SegmentationSet, SlicedVolumes
+from vet_extensions.schema import Split
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Volumes:
     images: [n] NIfTI files or folders of a DICOM series. labels: [n] NIfTI files. split: [n] of train, val, test. patients: [n]
     names. window: the values that become black and white (Hounsfield units of CT); None, for MRI, takes percentiles of each
     volume. channel: which of a 4-D image. class_names, content_hash, policy: as in `SegmentationSet`.
-    every: of the axial slices `slices` takes each so-many-th.
+    every: of the axial slices of train and val `slices` takes each so-many-th.
     """
 
     name: str
@@ -60,9 +61,13 @@ class Volumes:
         return grid.shape, grid.spacing
 
     def slices(self) -> SegmentationSet:
-        """The axial slices as cases, every volume whole in one split. Slices are read volume by volume: ask for them in order."""
+        """The axial slices as cases, every volume whole in one split. Slices are read volume by volume: ask for them in order.
+
+        `every` thins train and val alone: a test volume has all its slices, or its scores would be those of another volume.
+        """
         geometry = [self.geometry(volume) for volume in range(len(self))]
-        places = [(volume, z) for volume, (shape, _) in enumerate(geometry) for z in range(0, shape[0], self.every)]
+        steps = np.where(self.split == Split.TEST, 1, self.every).tolist()
+        places = [(volume, z) for volume, (shape, _) in enumerate(geometry) for z in range(0, shape[0], steps[volume])]
         volume_of = np.array([volume for volume, _ in places])
         return SegmentationSet(
             name=self.name,
@@ -73,5 +78,10 @@ class Volumes:
             mask=HeldSlices(self.label_map, places).read,
             spacing_mm=np.array([geometry[volume][1][1:] for volume in volume_of]),
             content_hash=self.content_hash,
-            policy={**self.policy, "cases": "axial slices" + (f", every {self.every}th" if self.every > 1 else "")},
+            policy={**self.policy, "cases": _cases_policy(self.every)},
+            volumes=SlicedVolumes(volume_of, np.array([spacing for _, spacing in geometry]), self.images),
         )
+
+
+def _cases_policy(every: int) -> str:
+    return "axial slices" + (f"; of train and val one of every {every}, of test all" if every > 1 else "")

@@ -29,13 +29,27 @@ _SPACING = ("row_spacing_mm", "column_spacing_mm")
 
 
 @dataclass(frozen=True)
+class SlicedVolumes:
+    """That the cases are slices of V volumes; test volumes are whole, so that predictions can be stacked and scored in 3-D.
+
+    number: [n] which volume a case is of, never falling; the slices of a volume follow each other from the feet up. spacing_mm:
+    [V, 3] distance of slices, rows and columns. images: [V] files, on whose grids predictions are saved.
+    """
+
+    number: NDArray[np.integer]
+    spacing_mm: NDArray[np.float64]
+    images: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
 class SegmentationSet:
     """Images with label maps, in a fixed order of n cases.
 
     class_names: by number in the label maps; class 0 is the background and is never scored. split: [n] texts of `Split`;
     patient_codes: [n]. read(i): grey image [H, W], uint8 or uint16. mask(i): label map [H, W] int64 of the same size, values
     below len(class_names), or `IGNORED`. spacing_mm: [n, 2] distance of rows and of columns, NaN where it is not known.
-    content_hash: of all that decides images, label maps and splits. policy: what was decided, in words, for the results.
+    content_hash: of all that decides images, label maps and splits. policy: what was decided, in words, for the results. volumes:
+    of slices, how they make up volumes; None for images.
     """
 
     name: str
@@ -47,6 +61,7 @@ class SegmentationSet:
     spacing_mm: NDArray[np.float64]
     content_hash: str
     policy: Mapping[str, str] = field(default_factory=dict)
+    volumes: SlicedVolumes | None = None
 
     def __post_init__(self) -> None:
         if len(self.class_names) < 2:

@@ -159,7 +159,15 @@ def test_slices_keep_a_volume_in_one_split_with_its_spacing(tmp_path: Path) -> N
     volumes = open_volumes(f"msd:root={folder}")
     assert np.array_equal(found.read(5), volumes.grey(1)[1])
     assert np.array_equal(pickle.loads(pickle.dumps(found.mask))(6), volumes.label_map(1)[2])
-    assert len(open_segmentation(f"msd:root={folder}:every=2").split) == 10 * 2
+
+
+def test_thinning_leaves_the_slices_of_test_volumes_whole(tmp_path: Path) -> None:
+    folder = write_task(tmp_path, "Task09_Spleen")
+    volumes, thinned = open_volumes(f"msd:root={folder}"), open_segmentation(f"msd:root={folder}:every=2")
+    assert (volumes.split == "test").sum() == 2
+    assert (thinned.split == "test").sum() == 2 * SHAPE[2]
+    assert (thinned.split != "test").sum() == 8 * SHAPE[2] // 2
+    assert thinned.policy["cases"] == "axial slices; of train and val one of every 2, of test all"
 
 
 def test_a_window_in_hounsfield_units_decides_what_is_black_and_white(tmp_path: Path) -> None:
