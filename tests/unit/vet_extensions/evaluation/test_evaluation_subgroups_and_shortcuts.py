@@ -167,19 +167,40 @@ def test_shuffled_labels_are_at_chance_where_the_true_ones_are_found() -> None:
 
 def test_scoring_that_knows_the_answers_from_elsewhere_is_not_at_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     features, images = easy()
-    monkeypatch.setattr(chance, "_dealt", lambda cohort, generator: cohort.labels)  # as if shuffling changed nothing
+    monkeypatch.setattr(
+        chance, "_dealt", lambda cohort, _, task: [cohort.labels] * 2
+    )  # as if shuffling changed nothing
     assert not any(score.is_at_chance for score in shuffled_scores(FeatureSet(features), images, SUITE).values())
 
 
 def test_test_labels_are_not_dealt_and_the_others_keep_their_counts() -> None:
     _, images = easy()
-    dealt = chance._dealt(images.cohort, np.random.default_rng(0))
+    dealt, opposite = chance._dealt(images.cohort, np.random.default_rng(0), task=images.task)
     is_test = images.cohort.split == "test"
     assert (dealt[is_test] == images.cohort.labels[is_test]).all()
     assert (dealt[~is_test] != images.cohort.labels[~is_test]).any()
     for split in ("train", "val"):
         rows = images.cohort.split == split
         assert dealt[rows].sum(axis=0).tolist() == images.cohort.labels[rows].sum(axis=0).tolist()
+        np.testing.assert_array_equal(opposite[rows], 1 - dealt[rows])
+    np.testing.assert_array_equal(opposite[is_test], dealt[is_test])
+
+
+def test_labels_that_nobody_knows_have_no_opposite() -> None:
+    _, images = easy()
+    labels = images.cohort.labels.copy()
+    labels[:, 0] = np.resize(np.repeat([-128, -1], 2), N)
+    dealt, opposite = chance._dealt(replace(images.cohort, labels=labels), np.random.default_rng(0), task=images.task)
+    np.testing.assert_array_equal(opposite[:, 0], dealt[:, 0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_luck_of_a_deal_does_not_pass_for_knowledge(seed: int) -> None:
+    features, images = easy()
+    one = replace(images, cohort=replace(images.cohort, labels=images.cohort.labels[:, :1]), label_names=("effusion",))
+    strong = FeatureSet(features[:, :1])  # it falls to one side of any deal, and ranks the test images by that
+    found = shuffled_scores(strong, one, replace(SUITE, levels=("image",), protocols=("linear",)), seed=seed)
+    assert all(abs(score.value - 0.5) < 0.01 for score in found.values())
 
 
 def test_classes_are_dealt_as_classes() -> None:
