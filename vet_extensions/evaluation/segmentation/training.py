@@ -40,7 +40,8 @@ class SegmentationConfig:
     image_size_px: longer side of a prepared image; None: what the backbone was trained with. window_px: side of what the network
     sees at once; None: the whole image. is_tuned: train the backbone too, at `backbone_rate` times the decoder's learning rate.
     learning_rates and the epoch (of every `epochs_per_look`) are chosen by mean case-wise Dice on the validation split.
-    tolerance_mm: of the surface Dice. keep_gib: frozen features up to this size are kept in memory, larger ones computed anew.
+    tolerance_mm: of the surface Dice. keep_gib: frozen features and their targets up to this size are kept in memory, larger ones
+    computed anew.
     """
 
     image_size_px: int | None = None
@@ -244,6 +245,9 @@ class _Cases:
         self.window_px = config.window_px or self.size_px
         self.kept: list[Tensor] | None = None
         """For each distinct block, [n, D, h, w] fp16, if they are kept."""
+        self.targets: list[NDArray[np.uint8]] = []
+        self.shapes: list[tuple[int, ...]] = []
+        """Of each case, where features are kept: an epoch then reads no file, which for a slice would be a whole volume."""
         if not config.is_tuned and self.window_px == self.size_px and self._n_bytes() <= config.keep_gib * _GIB:
             self.kept = self._compute_all()
 
@@ -273,19 +277,20 @@ class _Cases:
         self.segmenter.eval()
         scores = []
         for place, row in enumerate(self.rows.tolist()):
-            pixels = self.data.read(row)
-            truth = self.data.checked_mask(row, shape=pixels.shape)
             if self.kept is None:
-                found = predict(self.segmenter, pixels, self.config)
+                found = predict(self.segmenter, self.data.read(row), self.config)
             else:
                 with torch.inference_mode():
                     levels = [level[place : place + 1].to(self.device).float() for level in self.kept]
-                    found = restore(self.segmenter.decode(levels, size_px=self.size_px)[0], pixels.shape)
+                    found = restore(self.segmenter.decode(levels, size_px=self.size_px)[0], self.shapes[place])
+            truth = self.data.checked_mask(row, shape=found.shape)
             n_classes, mm = len(self.data.class_names), self.config.tolerance_mm
             scores.append(score_case(found, truth, n_classes=n_classes, spacing_mm=None, tolerance_mm=mm))
         return mean_case_dice(stack_scores(scores))
 
     def _target(self, place: int) -> NDArray[np.uint8]:
+        if self.targets:
+            return self.targets[place]
         row = int(self.rows[place])
         return prepare_mask(self.data.checked_mask(row, shape=self.data.read(row).shape), self.size_px)
 
@@ -300,13 +305,21 @@ class _Cases:
     def _n_bytes(self) -> int:
         backbone = self.segmenter.backbone
         side = self.size_px // (backbone.patch_size or 1)
-        return 2 * len(self) * len(self.segmenter.blocks) * side * side * backbone.embed_dim
+        of_features = 2 * len(self.segmenter.blocks) * side * side * backbone.embed_dim
+        return len(self) * (of_features + self.size_px**2)
 
     def _compute_all(self) -> list[Tensor]:
-        whole, parts = (slice(None), slice(None)), []
+        backbone, parts = self.segmenter.backbone, []
         for start in range(0, len(self), self.config.batch_size):
-            places = np.arange(start, min(start + self.config.batch_size, len(self)))
+            images = []
+            for row in self.rows[start : start + self.config.batch_size].tolist():
+                pixels = self.data.read(row)
+                images.append(prepare_image(pixels, self.size_px))
+                self.shapes.append(pixels.shape)
+                self.targets.append(prepare_mask(self.data.checked_mask(row, shape=pixels.shape), self.size_px))
             with torch.no_grad():  # not inference_mode: the decoder is trained on what comes out
-                levels = self.segmenter.levels(self._images(places, [whole] * len(places)))
+                levels = self.segmenter.levels(
+                    network_input(images, mean=backbone.mean, std=backbone.std).to(self.device)
+                )
             parts.append([level.half().cpu() for level in levels])
         return [torch.cat(level) for level in zip(*parts, strict=True)]

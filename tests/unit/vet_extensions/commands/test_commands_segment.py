@@ -28,9 +28,10 @@ def test_organs_are_written_and_segmented(tmp_path: Path, monkeypatch: pytest.Mo
     written = run("organs", str(data), "--studies", "5", "--size", "32")
     assert "10 images" in written.output
     words = ("segment", "RUN", "--data", str(data), "--out", str(out), "--decoder", "bn_linear", "--epochs", "1")
-    result = run(*words, "--size", "32", "--tolerance", "5", "--no-control", "--device", "cpu")
+    result = run(*words, "--size", "32", "--tolerance", "5", "--no-control", "--save-masks", "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert "segment_bn_linear" in result.output
     rows = read_results(out / "results.jsonl")
     assert {row.config["tolerance_mm"] for row in rows} == {5.0}
     assert {row.arm for row in rows} == {"patches", "patch_grid_truth"}
+    assert len(list((out / "masks" / "bn_linear" / "patches").glob("image_*.png"))) == rows[0].n_images

@@ -23,7 +23,7 @@ from vet_extensions.evaluation.segmentation.run import PATCH_GRID_TRUTH, run_seg
 from vet_extensions.evaluation.segmentation.saving import mask_writer, write_label_map
 from vet_extensions.evaluation.segmentation.scores import CaseScores
 from vet_extensions.evaluation.segmentation.sets import SegmentationSet, SlicedVolumes
-from vet_extensions.evaluation.segmentation.training import SegmentationConfig
+from vet_extensions.evaluation.segmentation.training import SegmentationConfig, fit
 
 SPACING = (3.0, 0.7, 1.1)
 TOLERANCE_MM = 2.0
@@ -322,3 +322,17 @@ def test_scoring_reads_a_volume_once(tmp_path: Path) -> None:
         patch.setattr(nibabel, "load", lambda path: (opened.append(str(path)), load(path))[1])
         judge(lambda row: (data.read(row) > 0).astype(np.int64), data, tolerance_mm=1.0)
     assert len(opened) == len(set(opened)) == 2 * 2  # of two test volumes the image and the label map
+
+
+@pytest.mark.usefixtures("_tiny_backbone")
+def test_training_on_kept_features_reads_the_image_of_a_volume_once(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    data = open_segmentation(f"msd:root={write_volumes(tmp_path)}")
+    opened: list[str] = []
+    load = nibabel.load
+    config = replace(QUICK, epochs=3, epochs_per_look=1, learning_rates=(0.01, 0.03))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nibabel, "load", lambda path: (opened.append(str(path)), load(path))[1])
+        fit(make_backbone(), data, config, decoder="linear", folder=tmp_path / "fits")
+    images = [path for path in opened if "imagesTr" in path]
+    assert len(images) == len(set(images)) == 8  # train and val
