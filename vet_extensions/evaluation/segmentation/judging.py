@@ -1,6 +1,6 @@
 """Predictions of the test cases, scored: images one by one, and slices both one by one and stacked to the volumes they are of.
 
-`run` calls `judge` once for every trained decoder, and for the truth on the patch grid. One volume is held at a time.
+`run` calls `judge` once for every trained decoder, and for the truth on the patch grid. One volume is put together at a time.
 Shape legend: n units of a level (images or volumes), Z slices of a volume from the feet up, H and W pixels of an image.
 """
 
