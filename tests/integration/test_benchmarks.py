@@ -78,3 +78,10 @@ def test_the_grid_of_linear_heads() -> None:
     printed = printed_by("probe.py")
     for way in ("the grid, 52 heads", "one head, own code", "one head, PyTorch"):
         assert f"\n| {way} |" in printed
+
+
+@pytest.mark.slow
+def test_the_controls_of_the_organs() -> None:
+    printed = printed_by("organs.py")
+    for row in ("position", "pixels"):
+        assert f"\n| {row} |" in printed
