@@ -210,9 +210,17 @@ def evaluate(
     with Progress("evaluate", unit="images") as progress:
         chosen = resolve_device(device, key="--device")
         results = run_suite(runs, data, suite, out, on_progress=progress, device=chosen, allow_leak=allow_leak)
-    for row in results:
+    means = [row for row in results if row.kind == "mean" and row.metric in ("macro_auroc", "accuracy")]
+    for row in means[:_MAX_LINES]:
         print(_in_one_line(row))
+    print(
+        f"{len(results):,} rows are in {out / 'results.jsonl'}; above {min(_MAX_LINES, len(means))} of the means over seeds."
+    )
     print(f"Open {compare.write_page(out)} in a browser: scores, groups that cannot be told apart, controls, leaks.")
+
+
+_MAX_LINES = 60
+"""Of a suite's rows that are printed: the page shows them all."""
 
 
 def _in_one_line(row: "Result") -> str:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from run_factory import write_run
 
-from vet_extensions.analysis.report import page_environment
+from vet_extensions.analysis.pages import page_environment
 from vet_extensions.commands.compare import compare
 from vet_extensions.errors import UserError
 from vet_extensions.evaluation import chance

@@ -14,7 +14,7 @@ from typing import Any
 from vet_extensions.ablation import wording
 from vet_extensions.ablation.figures import charts
 from vet_extensions.ablation.table import CONTROL, AblationTable, Row
-from vet_extensions.analysis.report import page_environment
+from vet_extensions.analysis.pages import page_environment
 
 HTML, MARKDOWN, CSV, CELLS_CSV = "table.html", "table.md", "table.csv", "cells.csv"
 _TEMPLATES = Path(__file__).with_name("templates")

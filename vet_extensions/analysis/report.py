@@ -8,14 +8,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from vet_extensions.analysis import curves as figures
 from vet_extensions.analysis.curves import RunCurves
 from vet_extensions.analysis.learning import COLLAPSE_SHARE, LEARNED, describe_learning, learning_row
+from vet_extensions.analysis.pages import is_number, number, page_environment, readable
 from vet_extensions.analysis.pictures import Picture, contact_sheet, crop_panel, data_uri, interval_bars, picture
 from vet_extensions.errors import UserError
 
@@ -23,7 +23,6 @@ MAX_BYTES = 8_000_000
 """A report of this size or more is refused: it should travel by e-mail."""
 
 _PICTURE_PX = (256, 192, 128, 96)
-_READABLE = {"knn": "k-NN", "linear": "linear probe", "auroc": "AUROC", "macro_auroc": "macro AUROC", "ap": "AP"}
 
 
 @dataclass(frozen=True)
@@ -104,25 +103,12 @@ def write_report(inputs: ReportInputs, path: Path) -> Path:
 def describe_difference(row: Mapping[str, Any]) -> str:
     """What the interval of a difference (a - b) allows to say, in one sentence; never more than was measured."""
     low, high = row.get("low"), row.get("high")
-    if not (_is_number(low) and _is_number(high)):
+    if not (is_number(low) and is_number(high)):
         return "No interval was computed: nothing can be said about a difference."
     if low <= 0 <= high:
         return "No difference shown: the interval contains 0."
     side = "higher" if low > 0 else "lower"
     return f"{row['a']} measured {side} than {row['b']} in this test set; the interval does not contain 0."
-
-
-def page_environment(*folders: Path) -> Environment:
-    """How pages are made: everything escaped, templates of `folders` beside this room's own (whose style.css all pages share)."""
-    environment = Environment(
-        loader=FileSystemLoader([*folders, Path(__file__).with_name("templates")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(readable=_readable, number=_number, fixed=_fixed)
-    return environment
 
 
 def _page(inputs: ReportInputs, *, longest_px: int) -> dict[str, Any]:
@@ -141,7 +127,7 @@ def _page(inputs: ReportInputs, *, longest_px: int) -> dict[str, Any]:
         "figures": _figures(inputs) if inputs.curves else [],
         "learning": [learning_row(run) for run in inputs.curves],
         "collapse_share": COLLAPSE_SHARE,
-        "headline": " · ".join(f"{name} {_readable(value)}" for name, value in inputs.headline.items()),
+        "headline": " · ".join(f"{name} {readable(value)}" for name, value in inputs.headline.items()),
         "headline_groups": _result_groups(inputs, headline),
         "all_groups": _result_groups(inputs, inputs.results),
         "headline_comparisons": _comparisons(_chosen(inputs.comparisons, inputs.headline)),
@@ -193,7 +179,7 @@ def _figures(inputs: ReportInputs) -> list[Picture]:
         drawn.append(("k-NN during pre-training", figures.knn_figure(runs, control=inputs.knn_control)))
     for name in ("dino_global_crops_loss", "dino_local_crops_loss", "koleo_loss", "ibot_loss"):
         if any(name in run.metrics for run in runs):
-            drawn.append((_readable(name).capitalize(), figures.loss_figure(runs, name=name)))
+            drawn.append((readable(name).capitalize(), figures.loss_figure(runs, name=name)))
     return [
         Picture(
             label=label,
@@ -245,14 +231,14 @@ def _result_groups(inputs: ReportInputs, rows: Sequence[Mapping[str, Any]]) -> l
 
 def _interval(row: Mapping[str, Any]) -> tuple[float, float, float] | None:
     low, value, high = row.get("low"), row.get("value"), row.get("high")
-    return (low, value, high) if _is_number(low) and _is_number(value) and _is_number(high) else None
+    return (low, value, high) if is_number(low) and is_number(value) and is_number(high) else None
 
 
 def _seeds(row: Mapping[str, Any]) -> str:
     """The seed of a row, or of how many seeds it is the mean."""
     if row.get("kind") == "mean" and row.get("n_seeds", 1) > 1:
         return f"mean of {row['n_seeds']}"
-    return _number(row.get("seed"))
+    return number(row.get("seed"))
 
 
 def _extent(row: Mapping[str, Any]) -> str:
@@ -274,8 +260,8 @@ def _comparisons(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _measurement(row: Mapping[str, Any]) -> str:
     """What a row measured, in words: the metric, the protocol, the level, the group of findings."""
-    parts = [_readable(row[name]) for name in ("metric", "protocol") if row.get(name)]
-    parts += [f"{name} {_readable(row[name])}" for name in ("level", "group") if row.get(name)]
+    parts = [readable(row[name]) for name in ("metric", "protocol") if row.get(name)]
+    parts += [f"{name} {readable(row[name])}" for name in ("level", "group") if row.get(name)]
     return ", ".join(parts)
 
 
@@ -286,36 +272,8 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(name, value) rows of a nested mapping; a nested name is written "outer: inner"."""
     for name, value in mapping.items():
-        label = prefix + _readable(name)
+        label = prefix + readable(name)
         if isinstance(value, Mapping):
             yield from _flatten(value, prefix=f"{label}: ")
         else:
             yield label, value
-
-
-def _readable(name: Any) -> str:
-    return _READABLE.get(str(name), str(name).replace("_", " "))
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(float(value))
-
-
-def _fixed(value: Any) -> str:
-    """A score, a difference or an end of an interval: always three decimals, so that columns can be compared by eye."""
-    return f"{float(value):.3f}" if _is_number(value) else "–"
-
-
-def _number(value: Any) -> str:
-    """A cell's text: floats to three decimals (small ones in powers of ten), counts with separators, nothing as a dash."""
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):
-        return "–"
-    if isinstance(value, int | np.integer):
-        return f"{value:,}"
-    if isinstance(value, float | np.floating):
-        return "0" if value == 0 else f"{value:.1e}" if abs(value) < 1e-3 else f"{value:.3f}"
-    if isinstance(value, list | tuple):
-        return ", ".join(_number(item) for item in value)
-    return str(value)

@@ -53,7 +53,7 @@ def compare(
 
 def write_page(folder: Path, *, n_resamples: int = 1000) -> Path:
     """The leaderboard of an evaluation's folder."""
-    from vet_extensions.analysis.report import page_environment
+    from vet_extensions.analysis.pages import page_environment
     from vet_extensions.evaluation.leaderboard import TEMPLATES, write_leaderboard
 
     with Progress("leaderboard", unit="measurements") as progress:

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar, root_scalar
 from scipy.sparse import csr_array
 from scipy.special import expit, logit
-from scipy.stats import rankdata
 
 from vet_extensions.evaluation.metrics import is_known, macro
 from vet_extensions.evaluation.scoring import Predictions
@@ -175,6 +173,8 @@ def fit_temperature(log_odds: NDArray[np.floating], *, labels: NDArray[np.intege
 
     log_odds, labels: [n, L]; searched between exp(-3) and exp(3). NaN without a known positive and a known negative.
     """
+    from scipy.optimize import minimize_scalar  # late: it loads half of scipy, which reading kept scores has no use for
+
     known = is_known(labels) & np.isfinite(log_odds)
     z, y = log_odds[known].astype(np.float64), (labels == 1)[known]
     if not y.any() or y.all():
@@ -210,6 +210,8 @@ def _bin_means(
 
 def _bins(probabilities: NDArray[np.floating], n_bins: int) -> NDArray[np.intp]:
     """The bin of each case, [n]."""
+    from scipy.stats import rankdata  # late: it loads half of scipy, which reading kept scores has no use for
+
     return np.floor((rankdata(probabilities) - 0.5) / len(probabilities) * n_bins).astype(np.intp)
 
 
@@ -245,6 +247,8 @@ def _gap_measure(probabilities: NDArray[np.floating], labels: NDArray[np.integer
 
 def _explained(gaps: NDArray[np.floating], noise: NDArray[np.floating], *, n_labels: int, share: float) -> float:
     """The error whose resamples are below the observed one in this share of cases. gaps: [L * B]; noise: [R, L * B]."""
+    from scipy.optimize import root_scalar  # late: it loads half of scipy, which reading kept scores has no use for
+
     if not len(noise):
         return math.nan
 

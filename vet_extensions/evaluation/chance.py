@@ -24,6 +24,7 @@ from vet_extensions.evaluation.feature_set import FeatureSet
 from vet_extensions.evaluation.folds import Fold, make_folds
 from vet_extensions.evaluation.metrics import AUROC, is_known, label_metrics, macro
 from vet_extensions.evaluation.results import Measurement
+from vet_extensions.evaluation.retrieval import RETRIEVAL
 from vet_extensions.evaluation.scoring import label_groups
 from vet_extensions.evaluation.suite_config import SuiteConfig
 from vet_extensions.schema import Split
@@ -61,7 +62,7 @@ def shuffled_scores(
     n_deals: int = N_DEALS,
     seed: int = 0,
 ) -> dict[Measurement, ShuffledScore]:
-    """Macro AUROC of every level, group and probe under shuffled labels; not of curves and tuned backbones.
+    """Macro AUROC of every level, group and probe under shuffled labels; not of curves, retrieval and tuned backbones.
 
     The interval is for all these rows together (Bonferroni): by luck, one suite in twenty has a row outside.
     """
@@ -77,7 +78,7 @@ def shuffled_scores(
         dealt = replace(images, cohort=cohort, label_names=images.label_names * len(block))
         for level in config.levels:
             groups = label_groups(images.label_names, config, level=level)
-            for protocol in (name for name in config.protocols if name not in (*CURVES, RESOLUTION)):
+            for protocol in (name for name in config.protocols if name not in (*CURVES, RESOLUTION, RETRIEVAL)):
                 folds, _ = make_folds(features, dealt, config, level=level, protocol=protocol)
                 for group, columns in groups.items() if folds else ():
                     key = (level, group, protocol, AUROC)

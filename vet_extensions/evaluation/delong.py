@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
-from scipy.stats import rankdata
 
 _NO_VARIANCE = 1e-14
 """Variances below this are the rounding of a difference of equal rankings, which has none."""
@@ -60,6 +59,8 @@ def correlated_aurocs(
     None takes every row for independent. NaN without a positive and a negative, or with a score that is not finite; the
     covariance is NaN too with fewer than two patients (rows) of either kind.
     """
+    from scipy.stats import rankdata  # late: it loads half of scipy, which reading kept scores has no use for
+
     positive, negative = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
     m, n = len(positive), len(negative)
     n_sets = scores.shape[1]

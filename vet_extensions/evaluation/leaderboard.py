@@ -22,7 +22,7 @@ from vet_extensions.evaluation.predictions import FOLDER as PREDICTIONS
 from vet_extensions.evaluation.results import RESULTS_FILE, Result, read_results
 from vet_extensions.evaluation.statistics import Estimate
 from vet_extensions.evaluation.subject_scores import scoring_code
-from vet_extensions.evaluation.suite_config import CONTROLS, PROTOCOL_NAMES
+from vet_extensions.evaluation.suite_config import CONTROLS, PROTOCOL_NAMES, PROTOCOLS
 from vet_extensions.evaluation.whole_files import whole_file
 
 PAGE = "leaderboard.html"
@@ -45,6 +45,7 @@ _LEVELS = {
     "study": "Studies, features pooled",
     "study_mean": "Studies, mean of their images’ scores",
     "study_max": "Studies, highest of their images’ scores",
+    "volume": "Volumes, slices put together",
 }
 
 
@@ -163,11 +164,20 @@ def _levels(standings: Sequence[Standing], shuffled: Sequence[Result]) -> list[d
             "title": _level(level),
             "tables": [
                 {"caption": _caption(level, group, protocol, members), "rows": _rows(members, shuffled)}
-                for (group, protocol), members in sorted(tables[level].items())
+                for (group, protocol), members in sorted(tables[level].items(), key=_place)
             ],
         }
         for level in levels
     ]
+
+
+def _place(table: tuple[tuple[str, str], Any]) -> tuple[str, int, float]:
+    """Groups of labels by name, protocols as a suite lists them, the points of a curve by their size."""
+    (group, protocol), _ = table
+    name, _, point = protocol.rpartition("_")
+    if protocol in PROTOCOLS or name not in PROTOCOLS:
+        name, point = protocol, "0"
+    return group, PROTOCOLS.index(name) if name in PROTOCOLS else len(PROTOCOLS), float(point)
 
 
 def _caption(level: str, group: str, protocol: str, members: Sequence[Standing]) -> str:

@@ -45,8 +45,8 @@ class Measured:
 class Result:
     """One measurement; a row of results.jsonl.
 
-    level: image, lateral, frontal, cross_view or study. group: the findings averaged over. protocol: knn or linear.
-    metric: macro_auroc or macro_average_precision. value, low, high: the estimate and its percentile interval over patients, NaN
+    level: what was scored, as `suite_config.LEVELS` names it; of segmentations image or volume. group: the labels averaged over.
+    protocol, metric: how, and by what. value, low, high: the estimate and its percentile interval over patients, NaN
     where nothing could be measured. n_images: rows scored (studies, on the study level). n_labels: findings in the average;
     skipped_labels: findings of the group that the test images could not measure.
     config: everything else that decides the number: probe settings, preprocessing, bootstrap, hashes.
