@@ -122,7 +122,7 @@ ONLY = {
     ("vet_extensions.ablation", "vet_extensions.analysis"): {
         "vet_extensions.analysis.curves",
         "vet_extensions.analysis.pictures",
-        "vet_extensions.analysis.report",
+        "vet_extensions.analysis.pages",
     },
 }
 

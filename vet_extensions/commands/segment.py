@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vet_extensions.commands.compare import write_page
 from vet_extensions.commands.verbs import add_verbs
 from vet_extensions.progress import Progress
 
@@ -94,7 +95,7 @@ def segment(
             on_progress=progress,
             device=resolve_device(device, key="--device"),
         )
-    return "\n".join(map(_in_one_line, rows))
+    return "\n".join([*map(_in_one_line, rows), f"Open {write_page(out)} in a browser."])
 
 
 def _in_one_line(row: "Result") -> str:

@@ -14,15 +14,17 @@ from typing import Any
 from jinja2 import Environment
 
 from dinov2.utils.files import file_sha256
+from vet_extensions.errors import UserError
 from vet_extensions.evaluation.audit import AUDIT_FILE, CALIBRATION, SHORTCUT, SUBGROUP, AuditRow, read_audit
 from vet_extensions.evaluation.chance import SHUFFLED_LABELS
 from vet_extensions.evaluation.compare import SAME, Comparison, Difference, Standing, compare_evaluations
 from vet_extensions.evaluation.features import short_hash
+from vet_extensions.evaluation.leaderboard_rows import LOWER_IS_BETTER, rest_of, standings_of
 from vet_extensions.evaluation.predictions import FOLDER as PREDICTIONS
 from vet_extensions.evaluation.results import RESULTS_FILE, Result, read_results
 from vet_extensions.evaluation.statistics import Estimate
 from vet_extensions.evaluation.subject_scores import scoring_code
-from vet_extensions.evaluation.suite_config import CONTROLS, PROTOCOL_NAMES, PROTOCOLS
+from vet_extensions.evaluation.suite_config import PROTOCOL_NAMES, PROTOCOLS
 from vet_extensions.evaluation.whole_files import whole_file
 
 PAGE = "leaderboard.html"
@@ -36,6 +38,11 @@ _METRICS = {
     "macro_average_precision": "macro average precision",
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
+    "case_dice": "Dice, case by case",
+    "pooled_dice": "Dice of all pixels pooled",
+    "surface_dice": "surface Dice",
+    "hd95_mm": "HD95 in mm (lower is better)",
+    "median_rank": "median rank (lower is better)",
 }
 _LEVELS = {
     "image": "Images",
@@ -60,19 +67,23 @@ def write_leaderboard(
 
     environment: finds TEMPLATES and the style sheet that all pages share. Raises `UserError` where the folder holds no results.
     """
+    if not (folder / RESULTS_FILE).is_file():
+        raise UserError(f"'{folder.name}' holds no {RESULTS_FILE}. Give the folder that --out named.")
     about = _fingerprint(folder, n_resamples=n_resamples)
     with contextlib.suppress(FileNotFoundError):
         if f'content="{about}"' in (folder / PAGE).read_text(encoding="utf-8"):
             return folder / PAGE
-    comparison = compare_evaluations(
-        [folder],
-        with_controls=True,
-        with_labels=False,
-        allow_single=True,
-        n_resamples=n_resamples,
-        on_progress=on_progress,
-    )
     results, audit = read_results(folder / RESULTS_FILE), read_audit(folder / AUDIT_FILE)
+    comparison = Comparison((), (), (), n_resamples, 0.95)
+    if (folder / PREDICTIONS).is_dir():  # of segmentations there are none
+        comparison = compare_evaluations(
+            [folder],
+            with_controls=True,
+            with_labels=False,
+            allow_single=True,
+            n_resamples=n_resamples,
+            on_progress=on_progress,
+        )
     variables = page_variables(comparison, results=results, audit=audit)
     page = environment.get_template(PAGE).render(variables, made_from=about)
     with whole_file(folder / PAGE) as partial:
@@ -95,12 +106,14 @@ def page_variables(
     shuffled = [row for row in results if row.kind == "mean" and row.arm == SHUFFLED_LABELS]
     names = {standing.name for standing in comparison.standings}
     mine = [row for row in audit if row.arm in names]
-    standings = [*comparison.standings, *_uncompared(comparison.standings, results)]
+    rest = rest_of(results, comparison.standings)
+    standings = [*comparison.standings, *standings_of(rest)]
     return {
-        "warnings": list(_warnings(comparison.standings, shuffled)),
-        "summary": _summary(comparison),
+        "warnings": list(_warnings(standings, shuffled)),
+        "summary": _summary(standings, n_pairs=len(comparison.macros)),
         "levels": _levels(standings, shuffled),
         "differences": [_difference(row) for row in comparison.macros if row.verdict != SAME],
+        "paired": [_paired(row) for row in rest if row.kind == "difference"],
         "n_same": sum(row.verdict == SAME for row in comparison.macros),
         "calibration": list(_calibration(mine)),
         "subgroups": [_subgroup(row) for row in mine if row.kind == SUBGROUP],
@@ -125,32 +138,11 @@ def _warnings(standings: Sequence[Standing], shuffled: Sequence[Result]) -> Iter
         )
 
 
-def _uncompared(standings: Sequence[Standing], results: Sequence[Result]) -> Iterator[Standing]:
-    """The mean rows of measurements that keep no predictions (few-shot, retrieval, ...): their scores, without letters."""
-    known = {(s.level, s.group, s.protocol) for s in standings}
-    rows = [row for row in results if row.kind == "mean" and row.arm != SHUFFLED_LABELS]
-    for row in sorted(rows, key=lambda row: (row.metric, -row.value)):
-        if (row.level, row.group, row.protocol) not in known:
-            yield Standing(
-                level=row.level,
-                group=row.group,
-                protocol=row.protocol,
-                metric=row.metric,
-                name=row.arm,
-                is_control=row.arm.startswith(CONTROLS),
-                leak=str(row.config.get("leak", "")),
-                n_seeds=row.n_seeds,
-                n_cases=row.n_images,
-                n_patients=row.n_patients,
-                estimate=Estimate(row.value, row.low, row.high, row.n_labels, ()),
-            )
-
-
-def _summary(comparison: Comparison) -> str:
-    names = dict.fromkeys(s.name for s in comparison.standings if not s.is_control)
-    controls = dict.fromkeys(s.name for s in comparison.standings if s.is_control)
+def _summary(standings: Sequence[Standing], *, n_pairs: int) -> str:
+    names = dict.fromkeys(s.name for s in standings if not s.is_control)
+    controls = dict.fromkeys(s.name for s in standings if s.is_control)
     beside = f" beside {len(controls)} controls ({', '.join(controls)})" if controls else ""
-    return f"{len(names)} judged ({', '.join(names) or 'none'}){beside}; {len(comparison.macros):,} pairs compared."
+    return f"{len(names)} judged ({', '.join(names) or 'none'}){beside}; {n_pairs:,} pairs compared."
 
 
 def _levels(standings: Sequence[Standing], shuffled: Sequence[Result]) -> list[dict[str, Any]]:
@@ -181,7 +173,7 @@ def _place(table: tuple[tuple[str, str], Any]) -> tuple[str, int, float]:
 
 
 def _caption(level: str, group: str, protocol: str, members: Sequence[Standing]) -> str:
-    findings = "all labels" if group == "all" else f"{group} findings"
+    findings = {"all": "all labels", "gross": "gross findings"}.get(group, group.replace("_", " "))
     one = members[0]
     return f"{_level(level)}: {_protocol(protocol)}, {findings}; {one.n_cases:,} test cases of {one.n_patients:,} patients."
 
@@ -247,6 +239,18 @@ def _difference(row: Difference) -> list[str]:
     return [*names, f"{row.value:+.3f}", interval, _p(row.p), _p(row.p_holm), row.verdict]
 
 
+def _paired(row: Result) -> list[str]:
+    """A difference that was measured with the scores; without p, as only its interval was kept."""
+    where = f"{_level(row.level)}, {row.group}, {_protocol(row.protocol)}"
+    verdict = "not distinguishable"
+    if row.low > 0 or row.high < 0:
+        verdict = "better" if (row.value > 0) != (row.metric in LOWER_IS_BETTER) else "worse"
+    elif math.isnan(row.low):
+        verdict = "not measured"
+    interval = f"[{row.low:+.3f}, {row.high:+.3f}]"
+    return [row.arm, row.baseline or "", where, _metric(row.metric), f"{row.value:+.3f}", interval, verdict]
+
+
 def _calibration(audit: Sequence[AuditRow]) -> Iterator[dict[str, Any]]:
     """A row a subject, level and protocol: Brier score and error, before and after the temperature, and the curve's points."""
     found: dict[tuple[Any, ...], dict[str, AuditRow]] = defaultdict(dict)
@@ -309,10 +313,11 @@ def _level(level: str) -> str:
 
 
 def _protocol(protocol: str) -> str:
-    curve, _, point = protocol.rpartition("_")
-    if protocol not in PROTOCOL_NAMES and curve in PROTOCOL_NAMES:
-        return f"{PROTOCOL_NAMES[curve]} {point}"
-    return PROTOCOL_NAMES.get(protocol, protocol)
+    whole = [name for name in PROTOCOL_NAMES if protocol.startswith(f"{name}_")]
+    if protocol in PROTOCOL_NAMES or not whole:
+        return PROTOCOL_NAMES.get(protocol, protocol)
+    name = max(whole, key=len)
+    return f"{PROTOCOL_NAMES[name]} {protocol.removeprefix(f'{name}_')}"
 
 
 def _metric(metric: str) -> str:

@@ -33,6 +33,7 @@ PROTOCOL_NAMES = {
     "few_shot": "few-shot, patients a label:",
     "label_share": "share of the labels:",
     "resolution": "linear probe, pixels a side:",
+    "segment": "decoder",
     "pool_mean": "mean of the slices",
     "pool_max": "maximum of the slices",
     "pool_attention": "attention over slices",

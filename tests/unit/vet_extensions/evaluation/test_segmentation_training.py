@@ -9,7 +9,10 @@ import pytest
 import torch
 from segmentation_factory import make_backbone, make_set
 
+from vet_extensions.analysis.pages import page_environment
 from vet_extensions.errors import UserError
+from vet_extensions.evaluation.leaderboard import TEMPLATES, write_leaderboard
+from vet_extensions.evaluation.leaderboard_rows import standings_of
 from vet_extensions.evaluation.segmentation.losses import build_loss
 from vet_extensions.evaluation.segmentation.run import PATCH_GRID_TRUTH, run_segmentation
 from vet_extensions.evaluation.segmentation.sets import IGNORED, SegmentationSet
@@ -139,6 +142,23 @@ def test_a_run_gives_scores_their_control_the_difference_and_the_patch_grid(
     difference = trained.value - of["score", "random_init", "case_dice"].value
     assert of["difference", "patches", "case_dice"].value == pytest.approx(difference)
     assert {row.group for row in rows} == {"all", "square"}
+
+
+def test_a_run_has_a_page_with_the_better_score_first_in_each_metric(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vet_extensions.evaluation.segmentation.run.open_backbone", lambda _: make_backbone())
+    rows = run_segmentation(["x"], make_set(), tmp_path, replace(QUICK, epochs=10))
+    page = write_leaderboard(tmp_path, page_environment(TEMPLATES)).read_text()
+    assert "decoder linear, square" in page
+    for metric, sign in (("case_dice", -1), ("hd95_mm", 1)):
+        standings = [one for one in standings_of(rows) if (one.group, one.metric) == ("all", metric)]
+        of_decoder = [sign * one.estimate.value for one in standings if one.protocol == "segment_linear"]
+        assert of_decoder == sorted(of_decoder)
+        assert {one.name: one.is_control for one in standings} == {
+            "patches": False, "random_init": True, PATCH_GRID_TRUTH: True
+        }  # fmt: skip
+    assert "not distinguishable" in page or "better" in page
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
