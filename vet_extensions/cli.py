@@ -4,6 +4,7 @@ Every verb imports its room inside its function, so that `vetdino --help` answer
 the user ends in one sentence and exit code 2, an interruption in 130; a fault of the program keeps its traceback and ends in 1.
 """
 
+import errno
 import sys
 import traceback
 from collections.abc import Sequence
@@ -57,6 +58,8 @@ def _sentence_for(error: Exception) -> str | None:
     if isinstance(error, PermissionError | FileExistsError | NotADirectoryError | IsADirectoryError):
         # Without the path, which may hold a name; --debug shows it.
         return f"{error.strerror}. Check the folders given, or choose another output folder; --debug shows which file it was."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return f"{error.strerror}. Make room, or choose another output folder; the same command then goes on."
     return None
 
 

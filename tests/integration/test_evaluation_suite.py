@@ -322,6 +322,14 @@ def test_an_archive_without_a_test_split_is_refused(evaluated: tuple, tmp_path: 
         run_suite(evaluated[1], archive, SUITE, tmp_path / "out")
 
 
+def test_a_file_in_the_place_of_the_results_is_refused_before_the_work(evaluated: tuple, tmp_path: Path) -> None:
+    folder, runs, _ = evaluated
+    (tmp_path / "out").write_text("something of the user's")
+    with pytest.raises(UserError, match="'out' is a file, and the results need a folder"):
+        run_suite(runs, folder / "archive", SUITE, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "something of the user's"
+
+
 def test_backbones_of_other_kinds_stand_beside_a_run(evaluated: tuple, tmp_path: Path) -> None:
     folder, runs, results = evaluated
     suite = replace(SUITE, controls=("raw_pixels",), levels=("image",), protocols=("knn",))

@@ -20,6 +20,7 @@ LABEL_VALUES = (1, 0, -1, -128)
 """Present, absent, uncertain, missing."""
 
 _N_NAMED = 5
+_SPLIT_CURE = "Split an intake folder by patient with: vetdino split. Mend the column 'split' of a table."
 
 
 def check_cohort(images: LabelledImages, config: SuiteConfig) -> None:
@@ -37,9 +38,9 @@ def _split_faults(images: LabelledImages) -> Iterator[str]:
     if unknown := sorted(found - set(Split)):
         names = ", ".join(f"'{name}'" for name in unknown[:_N_NAMED])
         n_rows = int(np.isin(cohort.split, unknown).sum())
-        yield f"{n_rows} images are in split {names}; allowed are {', '.join(Split)}. Split them with: vetdino split"
+        yield f"{n_rows} images are in split {names}; allowed are {', '.join(Split)}. {_SPLIT_CURE}"
     if absent := [str(split) for split in (Split.TRAIN, Split.TEST) if split not in found]:
-        yield f"There are no images in split {' and '.join(absent)}. Split them by patient with: vetdino split"
+        yield f"There are no images in split {' and '.join(absent)}. {_SPLIT_CURE}"
     n_splits = np.zeros(len(np.unique(cohort.patient_codes)), dtype=np.intp)
     patients, patient = np.unique(cohort.patient_codes, return_inverse=True)
     for split in Split:

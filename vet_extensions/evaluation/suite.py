@@ -84,6 +84,10 @@ def run_suite(
     says so instead.
     """
     config, out_dir = load_suite(suite_config), Path(out_dir)
+    if out_dir.exists() and not out_dir.is_dir():
+        raise UserError(
+            f"'{out_dir.name}' is a file, and the results need a folder. Give another one; it is made if it does not exist."
+        )
     if (out_dir / RESULTS_FILE).is_file():
         read_results(out_dir / RESULTS_FILE)  # what cannot be added to is refused before the work
     archive = open_data(data)

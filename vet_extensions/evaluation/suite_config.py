@@ -154,9 +154,8 @@ def load_suite(source: "SuiteConfig | Mapping[str, Any] | str | Path") -> SuiteC
     if isinstance(source, str | Path):
         path = Path(source)
         if not path.is_file():
-            raise UserError(
-                f"The suite '{path.name}' does not exist. Give a YAML file such as configs/evaluation/quick.yaml."
-            )
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise UserError(f"The suite '{path.name}' {what}. Give a YAML file such as configs/evaluation/quick.yaml.")
         try:
             source = OmegaConf.to_container(OmegaConf.load(path), resolve=True)  # type: ignore[assignment]
         except Exception as error:

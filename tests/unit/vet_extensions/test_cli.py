@@ -1,5 +1,7 @@
 """The command line: what each verb hands to its room, and what a user sees when something is wrong."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +119,15 @@ def test_a_folder_that_cannot_be_written_is_a_sentence_without_its_path(monkeypa
     result = run("demo")
     assert result.exit_code == 2
     assert "Permission denied" in result.stderr
+    assert "Smith" not in result.output + result.stderr
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_takes_no_more_is_a_sentence_without_its_path(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_demo(monkeypatch, OSError(number, os.strerror(number), "archive/Rex_Smith"))
+    result = run("demo")
+    assert result.exit_code == 2
+    assert "choose another output folder" in result.stderr
     assert "Smith" not in result.output + result.stderr
 
 
