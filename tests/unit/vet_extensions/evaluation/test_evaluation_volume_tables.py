@@ -1,6 +1,7 @@
 """Tables of volumes, NIfTI and DICOM side by side: with labels, as axial slices of a study; with label maps, on one grid."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ from vet_extensions.evaluation.datasets import open_data
 from vet_extensions.evaluation.datasets.label_maps import open_segmentation, open_volumes
 from vet_extensions.evaluation.datasets.volume_files import HeldSlices
 from vet_extensions.evaluation.suite import run_suite
-from vet_extensions.evaluation.suite_config import BootstrapConfig, KnnConfig, SuiteConfig
+from vet_extensions.evaluation.suite_config import BootstrapConfig, load_suite
 
 pytest.importorskip("nibabel")
 
 N = 8
 DEPTH = 16
+ROOT = Path(__file__).resolve().parents[4]
 IS_SERIES = [bool(number % 2) for number in range(N)]
 PATHS = [f"series/{number}" if IS_SERIES[number] else f"nifti/{number}.nii.gz" for number in range(N)]
 
@@ -136,12 +138,21 @@ def test_the_suite_scores_slices_and_volumes_and_names_no_folder(tmp_path: Path)
         write_series(tmp_path / path, slices_of(phantom))
         rows.append([path, f"p{number}", ["train", "val", "test"][number // 2 % 3], "ab"[number % 2]])
     what = write_table(tmp_path, "v.csv", ["path", "patient", "split", "label"], rows) + ":every=4:window=-1000,400"
-    suite = SuiteConfig(
-        knn=KnnConfig(ks=(1,)), protocols=("knn",), controls=(), bootstrap=BootstrapConfig(n_resamples=5)
+    suite = load_suite(ROOT / "configs" / "evaluation" / "volumes.yaml")
+    small = replace(
+        suite,
+        levels=("image", *suite.levels),
+        controls=(),
+        knn=replace(suite.knn, ks=(1,)),
+        pooling=replace(suite.pooling, epochs=3, learning_rates=(0.01,), width=16),
+        bootstrap=BootstrapConfig(n_resamples=5),
     )
-    results = run_suite(["pixels"], what, suite, tmp_path / "out")
-    accuracy = {row.level: row.value for row in results if row.metric == "accuracy"}
-    assert accuracy == {"image": 1.0, "study": 1.0}
+    results = run_suite(["pixels"], what, small, tmp_path / "out")
+    of_accuracy = [row for row in results if row.kind == "mean" and row.metric == "accuracy"]
+    accuracy = {(row.level, row.protocol): row.value for row in of_accuracy}
+    assert {protocol for level, protocol in accuracy if level == "study"} == set(suite.protocols)
+    assert accuracy["image", "knn"] == accuracy["study", "knn"] == accuracy["study", "pool_mean"] == 1.0
+    assert {row.n_images for row in of_accuracy if row.level == "study"} == {4}
     assert "Doe" not in "".join(str(row.to_row()) for row in results)
 
 
