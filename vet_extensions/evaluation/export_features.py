@@ -28,6 +28,7 @@ from vet_extensions.evaluation.backbones import open_backbone
 from vet_extensions.evaluation.embedding import PATCHES
 from vet_extensions.evaluation.features import OnProgress
 from vet_extensions.evaluation.store import FeatureStore, feature_key
+from vet_extensions.evaluation.whole_files import whole_file
 from vet_extensions.manifest import Manifest
 from vet_extensions.schema import IntakeFolder
 from vet_extensions.shards import ShardReader
@@ -130,11 +131,9 @@ def _read_about(out: Path) -> dict[str, Any] | None:
 
 def _write(path: Path, parts: Iterator[bytes]) -> None:
     """Part by part into a file that gets its name when it is whole."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    with whole_file(path) as partial, partial.open("wb") as file:
         for part in parts:
             file.write(part)
-    partial.replace(path)
 
 
 def _take_over(source: Path, target: Path) -> None:
@@ -189,6 +188,5 @@ def _write_table(path: Path, manifest: Manifest, cls: NDArray[np.float32]) -> No
     table = manifest.columns(list(IDENTITY))
     values = pa.array(np.ascontiguousarray(cls).reshape(-1))
     vectors = pa.FixedSizeListArray.from_arrays(values, cls.shape[1])
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    pq.write_table(table.append_column("cls", vectors), partial)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        pq.write_table(table.append_column("cls", vectors), partial)

@@ -28,6 +28,7 @@ from vet_extensions.evaluation.segmentation.losses import LOSSES, Loss, build_lo
 from vet_extensions.evaluation.segmentation.scores import mean_case_dice, score_case, stack_scores
 from vet_extensions.evaluation.segmentation.sets import SegmentationSet
 from vet_extensions.evaluation.suite_config import BootstrapConfig
+from vet_extensions.evaluation.whole_files import whole_file
 from vet_extensions.schema import Split
 
 _GIB = 2**30
@@ -221,10 +222,8 @@ def _fit_at(
 
 
 def _keep(path: Path, **content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(content, partial)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        torch.save(content, partial)
 
 
 class _Cases:
