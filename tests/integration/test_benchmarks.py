@@ -85,3 +85,10 @@ def test_the_controls_of_the_organs() -> None:
     printed = printed_by("organs.py")
     for row in ("position", "pixels"):
         assert f"\n| {row} |" in printed
+
+
+@pytest.mark.slow
+def test_the_quick_suite_again() -> None:
+    printed = printed_by("suite.py")
+    for clock in ("wall", "cpu"):
+        assert f"\n| vit_micro/8, {clock} | 120 |" in printed
