@@ -90,7 +90,7 @@ class Processes:
     """New processes of this Python, one after the other, with `threads` threads each."""
 
     def __init__(self, threads: int) -> None:
-        # Where Python may keep no bytecode, 0.3 s of every start are its own making: an installed package has it.
+        # Where Python may keep no bytecode, 0.2 s of every start are its own making: an installed package has it.
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         self._environment = {**kept, "OMP_NUM_THREADS": str(threads)}
 

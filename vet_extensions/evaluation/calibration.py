@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 from scipy.special import expit, logit
 
 from vet_extensions.evaluation.metrics import is_known, macro
@@ -230,6 +229,8 @@ def _gap_measure(probabilities: NDArray[np.floating], labels: NDArray[np.integer
 
     The bins stay those of the cases as they are, which makes a resample one sum.
     """
+    from scipy.sparse import csr_array  # late: it loads half of scipy, which reading kept scores has no use for
+
     known = is_known(labels)
     at = [np.flatnonzero(column) for column in known.T]
     places = [label * n_bins + _bins(probabilities[rows, label], n_bins) for label, rows in enumerate(at)]

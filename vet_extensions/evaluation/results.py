@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class Result:
 
     def to_row(self) -> dict[str, Any]:
         """The JSON object; numbers that are not finite become null."""
-        row = asdict(self)
+        row = {f.name: getattr(self, f.name) for f in fields(self)}
         for name in ("value", "low", "high"):
             row[name] = row[name] if math.isfinite(row[name]) else None
         return row
@@ -145,8 +145,8 @@ def append_results(path: Path, results: Iterable[Result]) -> None:
     What the file holds already, to the last digit and as the newest of its measurement, is not written again.
     """
     known = {row.identity: row.to_line() for row in read_results(path)} if path.is_file() else {}
-    new = [result for result in results if result.to_line() != known.get(result.identity)]
-    lines = "".join(result.to_line() for result in new).encode()
+    new = [line for result in results if (line := result.to_line()) != known.get(result.identity)]
+    lines = "".join(new).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
