@@ -107,7 +107,8 @@ def make_folds(
     if protocol in POOLING_PROTOCOLS:
         return [_fold_of_bags(features, archive, config, protocol)] if level == POOLING_LEVEL else [], details
     if level == "study":
-        features, n_missing = features.pooled_by_study(cohort)
+        needed = features if protocol == "linear_grid" else FeatureSet(features.vectors)  # only the grid reads blocks
+        features, n_missing = needed.pooled_by_study(cohort)
         rows = np.unique(cohort.study_codes, return_index=True)[1]
         cohort = cohort.by_study()
         details["n_missing_families"] = int(n_missing[cohort.split == Split.TEST].sum())
